@@ -1,0 +1,5 @@
+"""Quantise new keys and values and append them to a compressed cache."""
+
+from .api import append
+
+__all__ = ["append"]

@@ -1,0 +1,1 @@
+"""Data: models, GPUs and calibrations, one YAML file each."""

@@ -1,0 +1,485 @@
+"""The command line. The only room that talks to a terminal user.
+
+Commands import what they need when they run, so that a cold `lcprof plan` starts fast.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from msgspec import Struct
+from msgspec.structs import replace
+
+from lcprof import __version__
+from lcprof.errors import Fault, InputError, nearest, shown
+
+if TYPE_CHECKING:
+    from lcprof.domain.engine import Engine
+    from lcprof.plan.row import Row
+    from lcprof.report.console import Answers
+
+FITS, BROKEN_PIPE, BAD_INPUT, NONE_FITS, INTERRUPTED = 0, 1, 2, 3, 130
+
+AXES: dict[str, tuple[str, str]] = {
+    "model": ("NAME", "catalog name, config.json, its folder, or a Hub id"),
+    "gpu": ("NAME", "catalog name, or a YAML file of that form"),
+    "gpus": ("N", "number of GPUs"),
+    "context": ("TOKENS", "prompt length: 131072, 128K, 1M"),
+    "output": ("TOKENS", "tokens of an answer"),
+    "concurrency": ("N", "sequences held at once"),
+    "kv": ("SPEC", "KV strategy: bf16, fp8, kivi:bits=4,group=32, fp8+window:tokens=4096"),
+    "weights": ("FORMAT", "bf16, fp8, int8, int4-g128; checkpoint keeps the model's own"),
+    "tp": ("N", "tensor-parallel degree"),
+    "pp": ("N", "pipeline stages"),
+    "cp": ("N", "context-parallel ranks of a prefill"),
+    "dp": ("N", "data-parallel attention groups"),
+    "ep": ("N", "expert-parallel ranks"),
+    "dcp": ("N", "decode-context-parallel ranks"),
+    "chunk": ("TOKENS", "prefill tokens of one step"),
+    "prefix": ("TOKENS", "tokens that all prompts share"),
+    "utilisation": ("SHARE", "share of memory that the engine may fill: 0.9, 90%"),
+    "page": ("TOKENS", "tokens of a KV page"),
+}
+"""The scenario keys that have a flag of their own: metavar and help."""
+FILE_AXES = ("model", "gpu")
+PROMPT_KEYS = ("video", "audio", "code", "text")
+
+PLAN_EPILOG = """\b
+Examples:
+  lcprof plan scenarios/smoke.yaml
+  lcprof plan --model llama-3.1-8b --gpu h200-sxm --context 1M --kv bf16 --kv fp8
+  lcprof plan --model llama-3.1-70b --gpu h100-sxm --gpus 8 --context 32K,128K --json
+  lcprof plan --model llama-3.1-8b --gpu h200-sxm --context 128K --engine vllm
+Exit status: 0 when a row fits, 3 when none does, 2 for bad input."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command line (sys.argv by default) and returns the exit status."""
+    if sys.stdout is None:
+        # Closed by the caller; it stays open for as long as the process lives.
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    try:
+        status = cli.main(
+            None if arguments is None else list(arguments), "lcprof", standalone_mode=False
+        )
+        sys.stdout.flush()
+    except InputError as error:
+        return _refuse(str(fault) for fault in error.faults)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return BAD_INPUT
+    except click.ClickException as error:
+        return _refuse([error.format_message()])
+    except (KeyboardInterrupt, click.Abort):
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader has gone; the interpreter's own flush at exit must not complain about it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except OSError as error:
+        return _refuse([f"standard output: {error.strerror or error}"])
+    return status if isinstance(status, int) else FITS
+
+
+def _refuse(messages: Iterable[str]) -> int:
+    for message in messages:
+        line = " ".join(message.split())
+        print("error:", "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
+    return BAD_INPUT
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def cli() -> None:
+    """What does long context cost? Bytes, FLOPs and what fits, without a GPU."""
+
+
+def _axis_options(command: F) -> F:
+    for key, (metavar, text) in reversed(AXES.items()):
+        command = click.option(f"--{key}", key, multiple=True, metavar=metavar, help=text)(command)
+    return command
+
+
+@cli.command(epilog=PLAN_EPILOG)
+@click.argument("scenario", required=False, metavar="[SCENARIO.yaml]")
+@_axis_options
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="any scenario key")
+@click.option("--json", "as_json", is_flag=True, help="print a JSON list of rows")
+@click.option("--csv", "csv_path", metavar="FILE", help="also write the rows to a CSV file")
+@click.option(
+    "--explain",
+    is_flag=False,
+    flag_value="",
+    metavar="[COLUMN]",
+    help="print the formula, values and source of every number, or of one",
+)
+@click.option("--engine", metavar="NAME", help="launch line and reservation: vllm, sglang, trtllm")
+def plan(
+    scenario: str | None,
+    settings: tuple[str, ...],
+    as_json: bool,
+    csv_path: str | None,
+    explain: str | None,
+    engine: str | None,
+    **axes: tuple[str, ...],
+) -> int:
+    """Plan a scenario: does it fit, what does it cost, what would change that.
+
+    Flags override the file. Any of them takes several values, repeated or separated by commas;
+    the plan is then a table with a row for every combination.
+    """
+    if explain and scenario is None and explain.endswith((".yaml", ".yml")):
+        # `--explain FILE`: the optional COLUMN was left out.
+        scenario, explain = explain, ""
+    if as_json and explain is not None:
+        raise click.UsageError("--json and --explain cannot be given together")
+    if engine is not None and explain is not None:
+        raise click.UsageError("--engine and --explain cannot be given together")
+    serving = _engine(engine) if engine is not None else None
+    column = _column(explain) if explain else ""
+    asked = _asked(scenario, axes, settings)
+    rows = asked.rows
+
+    from lcprof.report import export
+
+    if csv_path:
+        export.write_text(csv_path, export.csv_text(rows), where="--csv")
+    if as_json:
+        print(export.json_text(rows, _engine_records(rows, serving)))
+    elif explain is not None:
+        _print_explanations(rows, column)
+    else:
+        _print_page(asked, serving)
+    return FITS if any(row.estimate.fits for row in rows) else NONE_FITS
+
+
+@cli.command()
+@click.argument("kind", required=False, type=click.Choice(["models", "gpus", "kv"]))
+@click.argument("name", required=False)
+def catalog(kind: str | None, name: str | None) -> None:
+    """List what is known by name, or show one entry with its sources.
+
+    `lcprof catalog models PATH` shows how a config.json of your own is read.
+    """
+    from lcprof.report import catalog as pages
+    from lcprof.report.screen import Screen
+
+    screen = Screen(sys.stdout)
+    if name is None:
+        for each in (kind,) if kind else ("models", "gpus", "kv"):
+            screen.show(_catalog_list(each, screen, titled=kind is None))
+    elif kind == "models":
+        from lcprof.domain.kv.dense import Dense
+        from lcprof.plan.estimate import token_bytes
+        from lcprof.scenario.models import load_model, model_card
+
+        model = load_model(name, where="lcprof catalog models")
+        try:
+            card = model_card(name)
+        except InputError:
+            card = None
+        screen.show(pages.model_page(model, card, token_bytes(model, Dense())))
+    elif kind == "gpus":
+        from lcprof.scenario.gpus import gpu_card
+
+        screen.show(pages.gpu_page(gpu_card(name)))
+    else:
+        screen.show(pages.kv_page(_strategy(name)))
+
+
+@cli.command()
+@click.option("--gpu", metavar="NAME", help="per framework on one GPU, in place of all pooled")
+def accuracy(gpu: str | None) -> None:
+    """Show how far predictions were from published measurements, on held-out groups."""
+    from lcprof.report.accuracy import accuracy_page
+    from lcprof.report.screen import Screen
+    from lcprof.scenario.accuracy import load_accuracy, on_gpu, pooled
+
+    scores = load_accuracy()
+    found = pooled(scores) if gpu is None else on_gpu(scores, gpu, where="--gpu")
+    Screen(sys.stdout).show(accuracy_page(found))
+
+
+@cli.command()
+def schema() -> None:
+    """Print the JSON Schema of a scenario, for editors."""
+    import json
+
+    from lcprof.scenario.schema import scenario_schema
+
+    print(json.dumps(scenario_schema(), indent=2))
+
+
+class Asked(Struct, frozen=True, kw_only=True):
+    """The rows that file and flags ask for, the file's question, and the scenario keys given."""
+
+    rows: list[Row]
+    question: str
+    keys: frozenset[str]
+
+
+def _asked(
+    scenario: str | None, axes: Mapping[str, tuple[str, ...]], settings: tuple[str, ...]
+) -> Asked:
+    """Reads, expands and plans. Raises InputError with every fault."""
+    from lcprof.plan.row import plan_cases
+    from lcprof.scenario.cases import expand
+    from lcprof.scenario.files import place, read_yaml
+    from lcprof.scenario.schema import read_scenario
+
+    changes, places = _changes(axes, settings)
+    path = Path(scenario) if scenario is not None else None
+    data = read_yaml(path) if path else {}
+    where = place(path) if path else "command line"
+    base = path.parent if path else None
+    if isinstance(data, Mapping):
+        data = _changed(_without_other_prompt(data, changes), changes, places)
+    try:
+        read = read_scenario(data, where=where, places=places, base=base)
+        cases = expand(read, where=where, places=places, base=base)
+    except InputError as error:
+        raise InputError(map(_with_flag, error.faults)) from None
+    return Asked(rows=plan_cases(cases), question=read.question, keys=frozenset(data))
+
+
+def _changes(
+    axes: Mapping[str, tuple[str, ...]], settings: tuple[str, ...]
+) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """What the flags set, by scenario key, and the flag to name in faults. Raises InputError."""
+    changes: dict[str, list[str]] = {}
+    places: dict[str, str] = {}
+    faults: list[Fault] = []
+    given = [(f"--{key}", key, text) for key, texts in axes.items() for text in texts]
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not key.strip() or not equals:
+            expected = "key=value, as concurrency=16"
+            faults.append(Fault(where="--set", given=shown(setting), expected=expected))
+        else:
+            given.append((f"--set {shown(key.strip(), 40)[1:-1]}", key.strip(), text))
+    for flag, key, text in given:
+        places[key] = flag
+        try:
+            changes.setdefault(key, []).extend(_several(key, text, flag) if key in AXES else [text])
+        except InputError as error:
+            faults += error.faults
+    if faults:
+        raise InputError(faults)
+    return changes, places
+
+
+def _several(key: str, text: str, flag: str) -> list[str]:
+    """The values of a flag: separated by commas, except where a comma belongs to the value."""
+    if text.lstrip()[:1] in ("[", "{", '"', "'") or "," not in text:
+        return [_from_here(text) if key in FILE_AXES else text]
+    if key in FILE_AXES and _exists(text):
+        return [_from_here(text)]
+    # An argument of a KV spec holds "=", and no ":" before it; anything else starts another spec.
+    pieces = re.split(r",(?![^,:=]*=)" if key == "kv" else ",", text)
+    if re.fullmatch(r"\d{1,3}(,\d{3})+", text, re.ASCII):
+        whole = text.replace(",", "")
+        expected = f"{whole} for one number, or {flag} [{', '.join(pieces)}] for several"
+        raise InputError.one(flag, given=text, expected=expected)
+    return [_from_here(piece) if key in FILE_AXES else piece for piece in pieces]
+
+
+def _from_here(text: str) -> str:
+    """A path given as a flag counts from the current folder, not from the scenario's."""
+    looks_like_path = "/" in text or text.endswith((".json", ".yaml", ".yml"))
+    return os.path.abspath(text) if looks_like_path and _exists(text) else text
+
+
+def _exists(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _without_other_prompt(
+    data: Mapping[str, Any], changes: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    """The file's data without the prompt that a flag states in another way, conversion factors
+    of contents included."""
+    if "context" in changes:
+        return {
+            key: value for key, value in data.items() if key.partition("_")[0] not in PROMPT_KEYS
+        }
+    replaced = not changes.keys().isdisjoint(PROMPT_KEYS)
+    return {key: value for key, value in data.items() if not (replaced and key == "context")}
+
+
+def _changed(
+    data: dict[str, Any], changes: Mapping[str, Sequence[str]], places: Mapping[str, str]
+) -> dict[str, Any]:
+    """The data with what flags set; faults name the flag that was used."""
+    from lcprof.scenario.schema import override
+
+    faults: list[Fault] = []
+    for key, texts in changes.items():
+        try:
+            data = override(data, {key: texts})
+        except InputError as error:
+            faults += [replace(fault, where=places[key]) for fault in error.faults]
+    if faults:
+        raise InputError(faults)
+    return data
+
+
+def _with_flag(fault: Fault) -> Fault:
+    """The fault of a missing key, with the flag that would give it."""
+    if fault.given != "nothing" or fault.key not in AXES or fault.where.startswith("--"):
+        return fault
+    metavar, _ = AXES[fault.key]
+    hint = f"{fault.expected} (--{fault.key} {metavar}, or {fault.key}: in a scenario file)"
+    return replace(fault, expected=hint)
+
+
+def _column(name: str) -> str:
+    from lcprof.plan.estimate import Estimate
+
+    known = [*Estimate.__struct_fields__, "max_context_tokens", "max_concurrency"]
+    if name not in known:
+        hint = nearest(name, known) or "one of the columns of --json"
+        raise InputError.one("--explain", given=name, expected=f"a column; {hint}")
+    return name
+
+
+def _print_explanations(rows: Sequence[Row], column: str) -> None:
+    from lcprof.plan.explain import explain
+    from lcprof.report.explain import explanation_page
+    from lcprof.report.screen import Screen
+
+    found = [explain(row) for row in rows]
+    known = [each.column for each in found[0]]
+    if column and column not in known:
+        expected = f"a column with a formula: {', '.join(known)}"
+        raise InputError.one("--explain", given=column, expected=expected)
+    screen = Screen(sys.stdout)
+    for row, explanations in zip(rows, found, strict=True):
+        chosen = [each for each in explanations if column in ("", each.column)]
+        screen.show(explanation_page(row, chosen, titled=len(rows) > 1))
+
+
+def _engine(name: str) -> Engine:
+    from lcprof.scenario.engines import load_engine
+
+    return load_engine(name, where="--engine")
+
+
+def _engine_records(rows: Sequence[Row], engine: Engine | None) -> list[dict[str, Any]]:
+    if engine is None:
+        return []
+    from lcprof.report.engine import engine_answer, engine_record
+
+    return [engine_record(engine_answer(row, engine)) for row in rows]
+
+
+def _print_page(asked: Asked, engine: Engine | None) -> None:
+    from lcprof.report.console import row_label, show_plan, subject
+    from lcprof.report.screen import Screen
+
+    screen = Screen(sys.stdout)
+    row = subject(asked.rows)
+    show_plan(asked.rows, answers_of(row, asked), asked.question, screen)
+    if engine is not None:
+        from lcprof.report.engine import engine_answer, show_engine
+        from lcprof.report.table import varying
+
+        several = len(asked.rows) > 1
+        label = row_label(row, varying(asked.rows)) if several else ""
+        show_engine(engine_answer(row, engine), screen, label)
+
+
+def answers_of(row: Row, asked: Asked) -> Answers:
+    """What a page says of a row besides its columns; the offers as flags that can be pasted."""
+    from lcprof.plan.tries import fewest_gpus, tries
+    from lcprof.report.console import Answers, Offer
+
+    breaks, grows = _first_to_break(row)
+    offers = [
+        Offer(flags=_flags(each.row, row, asked), why=each.why, row=each.row) for each in tries(row)
+    ]
+    return Answers(row=row, offers=offers, fewest=fewest_gpus(row.case), breaks=breaks, grows=grows)
+
+
+def _flags(offer: Row, row: Row, asked: Asked) -> str:
+    """The flags that make `offer` of `row` when they follow the command as it was given: what
+    differs, and of several rows also what picks this one."""
+    from lcprof.plan.row import case_columns
+    from lcprof.report.table import varying
+
+    named = {f"{key}_tokens": key for key in ("context", "output", "prefix", "chunk", "page")}
+    old, new = case_columns(row.case), case_columns(offer.case)
+    pinned = set(varying(asked.rows)) if len(asked.rows) > 1 else set()
+    others = new["pp"] * new["cp"] * new["dp"]
+    flags: list[str] = []
+    for column, value in new.items():
+        key = named.get(column, column)
+        if value == old[column] and (column not in pinned or not _sayable(key, value)):
+            continue
+        if key == "tp" and "tp" not in asked.keys and value * others == new["gpus"]:
+            continue
+        text = f"{value:.10g}" if isinstance(value, float) else str(value)
+        flags.append(f"--{key} {shlex.quote(text)}")
+    return " ".join(flags)
+
+
+def _sayable(key: str, value: Any) -> bool:
+    """Whether a flag can name what a row shows: not a model or GPU from a file or written out."""
+    from lcprof.scenario.gpus import gpu_names
+    from lcprof.scenario.models import model_names
+
+    return key not in FILE_AXES or value in (model_names() if key == "model" else gpu_names())
+
+
+def _first_to_break(row: Row) -> tuple[str, str]:
+    """What runs out, and of which growth: none for a plan that does not fit as it is."""
+    from lcprof.plan.row import plan_case
+
+    if not row.estimate.fits:
+        return row.estimate.limited_by, ""
+    workload = row.case.workload
+    if row.max_context_tokens is not None:
+        grown = replace(workload, context_tokens=row.max_context_tokens + 1)
+        return plan_case(replace(row.case, workload=grown)).estimate.limited_by, "the context"
+    if row.max_concurrency is not None:
+        grown = replace(workload, concurrency=row.max_concurrency + 1)
+        return plan_case(replace(row.case, workload=grown)).estimate.limited_by, "the batch"
+    return "", ""
+
+
+def _catalog_list(kind: str, screen: Any, *, titled: bool) -> list[Any]:
+    from lcprof.report import catalog as pages
+
+    if kind == "models":
+        from lcprof.scenario.models import model_card, model_names
+
+        return pages.model_list([model_card(name) for name in model_names()], titled=titled)
+    if kind == "gpus":
+        from lcprof.scenario.gpus import gpu_names, load_gpu
+
+        gpus = [load_gpu(name, where="lcprof catalog gpus") for name in gpu_names()]
+        return pages.gpu_list(gpus, titled=titled)
+    from lcprof.domain.kv import STRATEGIES
+
+    return pages.kv_list(STRATEGIES, titled=titled)
+
+
+def _strategy(name: str) -> Any:
+    from lcprof.domain.kv import STRATEGIES
+
+    kinds = {strategy.kind: strategy for strategy in STRATEGIES}
+    if name not in kinds:
+        hint = nearest(name, kinds) or "one of " + ", ".join(kinds)
+        raise InputError.one("lcprof catalog kv", given=name, expected=f"a KV strategy; {hint}")
+    return kinds[name]

@@ -1,0 +1,1 @@
+"""What serving engines really reserve: weights, working memory, KV pages, and what then fits."""

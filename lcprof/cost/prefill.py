@@ -1,0 +1,278 @@
+"""The work of a chunked prefill of one sequence."""
+
+from __future__ import annotations
+
+from typing import Generic
+
+from msgspec import Struct
+
+from lcprof.cost.layer import Batch, embedding_operation, layer_operations, logits_operation
+from lcprof.cost.operation import ACTIVATION_BYTES, Operation
+from lcprof.cost.pairs import (
+    capped_pairs,
+    causal_pairs,
+    chunk_count,
+    chunk_ends,
+    chunked_pairs,
+    compressed_pairs,
+)
+from lcprof.cost.sharding import cut_share, kv_share
+from lcprof.domain.deployment import Deployment
+from lcprof.domain.kv import KvStrategy
+from lcprof.domain.kv.strategy import Sight
+from lcprof.domain.kv.stream import Stream, streams
+from lcprof.domain.model import (
+    CompressedAttention,
+    GroupedAttention,
+    LatentAttention,
+    LayerGroup,
+    Mixer,
+    ModelShape,
+    RecurrentState,
+)
+from lcprof.num import Num, larger, smaller
+
+
+class Span(Struct, Generic[Num], frozen=True, kw_only=True):
+    """`tokens` new tokens after `start` cached ones, computed `chunk_tokens` at a time."""
+
+    start: Num
+    tokens: Num
+    chunk_tokens: float
+
+
+def attention_flops(mixer: Mixer | None, sight: Sight | None, span: Span[Num]) -> Num:
+    """FLOPs of attention in one layer: 4·heads·head_dim a visible pair, generalised to unequal
+    K and V widths as 2·heads·(k + v); index scores included; a recurrence's own FLOPs for
+    recurrent layers. Softmax itself is not counted (the convention of FlashAttention's figures).
+
+    MLA is counted un-absorbed (192/128 in DeepSeek-V3), which is the cheaper form for prefill,
+    unless an indexer selects tokens: sparse kernels run the absorbed form.
+    """
+    start, tokens = span.start, span.tokens
+    if isinstance(mixer, GroupedAttention):
+        width = 2.0 * mixer.q_heads * (mixer.k_dim + mixer.v_dim)
+        flops = grouped_pairs(mixer, sight, span) * width
+        if mixer.selection is not None:
+            index = 2.0 * mixer.selection.heads * mixer.selection.key_dim
+            flops = flops + causal_pairs(start, tokens) * index
+        return flops
+    if isinstance(mixer, LatentAttention):
+        cap = _sight_cap(sight)
+        if mixer.indexer is None:
+            width = 2.0 * mixer.q_heads * (mixer.nope_dim + mixer.rope_dim + mixer.v_dim)
+            return _pairs(span, cap) * width
+        absorbed = 2.0 * mixer.q_heads * (2 * mixer.latent_dim + mixer.rope_dim)
+        top = float(mixer.indexer.top_tokens)
+        flops = _pairs(span, top if cap is None else min(top, cap)) * absorbed
+        if mixer.indexer.owns_keys:
+            index = 2.0 * mixer.indexer.heads * mixer.indexer.key_dim
+            flops = flops + causal_pairs(start, tokens) * index
+        return flops
+    if isinstance(mixer, CompressedAttention):
+        return _compressed_flops(mixer, span)
+    if isinstance(mixer, RecurrentState):
+        return tokens * float(mixer.flops_per_token)
+    return tokens * 0.0
+
+
+def grouped_pairs(mixer: GroupedAttention, sight: Sight | None, span: Span[Num]) -> Num:
+    """Visible pairs of grouped attention under the model's window, chunk or block selection and
+    the strategy's sight, whichever is narrower."""
+    if mixer.chunk_tokens is not None:
+        pairs: Num = chunked_pairs(span.start, span.tokens, float(mixer.chunk_tokens))
+        limited = _sight_cap(sight)
+        if limited is not None:
+            pairs = smaller(pairs, capped_pairs(span.start, span.tokens, limited))
+        return pairs
+    caps = [cap for cap in (_sight_cap(sight), _own_cap(mixer)) if cap is not None]
+    return _pairs(span, min(caps) if caps else None)
+
+
+def _own_cap(mixer: GroupedAttention) -> float | None:
+    if mixer.window_tokens is not None:
+        return float(mixer.window_tokens)
+    if mixer.selection is not None:
+        return float(mixer.selection.block_tokens * mixer.selection.top_blocks)
+    return None
+
+
+def _sight_cap(sight: Sight | None) -> float | None:
+    return None if sight is None else float(sight.window_tokens + sight.sink_tokens)
+
+
+def _pairs(span: Span[Num], cap: float | None) -> Num:
+    if cap is None:
+        return causal_pairs(span.start, span.tokens)
+    return capped_pairs(span.start, span.tokens, cap)
+
+
+def _compressed_flops(mixer: CompressedAttention, span: Span[Num]) -> Num:
+    width = 2.0 * mixer.q_heads * 2 * mixer.vector_dim
+    flops = capped_pairs(span.start, span.tokens, float(mixer.window_tokens)) * width
+    if mixer.ratio == 0:
+        return flops
+    top = float(mixer.indexer.top_tokens) if mixer.indexer else None
+    ratio = float(mixer.ratio)
+    flops = flops + compressed_pairs(span.start, span.tokens, ratio, top) * width
+    if mixer.indexer is not None and mixer.indexer.owns_keys:
+        index = 2.0 * mixer.indexer.heads * mixer.indexer.key_dim
+        flops = flops + compressed_pairs(span.start, span.tokens, ratio, None) * index
+    return flops
+
+
+def naive_attention_flops(mixer: Mixer | None, span: Span[Num]) -> Num:
+    """FLOPs of attention that fills the whole rectangle of scores and masks it afterwards."""
+    square = span.tokens * (span.start + span.tokens)
+    if isinstance(mixer, GroupedAttention):
+        return square * (2.0 * mixer.q_heads * (mixer.k_dim + mixer.v_dim))
+    if isinstance(mixer, LatentAttention):
+        return square * (2.0 * mixer.q_heads * (mixer.nope_dim + mixer.rope_dim + mixer.v_dim))
+    if isinstance(mixer, CompressedAttention):
+        return square * (4.0 * mixer.q_heads * mixer.vector_dim)
+    return attention_flops(mixer, None, span)
+
+
+def score_bytes(mixer: Mixer | None, span: Span[Num]) -> Num:
+    """Bytes of the score matrix that naive attention writes for one layer, all heads, 16 bits."""
+    heads = 0 if mixer is None or isinstance(mixer, RecurrentState) else mixer.q_heads
+    return span.tokens * (span.start + span.tokens) * float(heads * ACTIVATION_BYTES)
+
+
+def reexpansion_flops(mixer: Mixer | None, span: Span[Num]) -> Num:
+    """FLOPs of expanding cached MLA latents again for every later chunk, which un-absorbed
+    chunked prefill pays on top: kv_up on all tokens before each chunk."""
+    if not isinstance(mixer, LatentAttention) or mixer.indexer is not None:
+        return span.tokens * 0.0
+    params = sum(matrix.params for matrix in mixer.matrices if matrix.name == "kv_up")
+    seen: Num = chunk_ends(span.start, span.tokens, span.chunk_tokens, None)
+    return (seen - span.tokens) * (2.0 * params)
+
+
+def attention_operations(
+    group: LayerGroup, deployment: Deployment, kv: KvStrategy, span: Span[Num]
+) -> list[Operation[Num]]:
+    """Attention or recurrence of one layer, and writing its cache.
+
+    Bytes are those of a fused kernel: Q and O once, K and V once a chunk (a query tile's re-reads
+    hit the L2 cache). FlashAttention's own count is in arXiv:2205.14135, theorem 2.
+    """
+    mixer = group.mixer
+    if mixer is None:
+        return []
+    rank_tokens = span.tokens / deployment.cp
+    flops = attention_flops(mixer, kv.sight(), span)
+    share = _head_share(mixer, deployment) / deployment.cp
+    around = rank_tokens * (_query_elements(mixer) * ACTIVATION_BYTES * share * deployment.cp)
+    cached = list(streams(mixer))
+    read = span.tokens * 0.0
+    written = span.tokens * 0.0
+    quantise = span.tokens * 0.0
+    links = span.tokens * 0.0
+    for stream in cached:
+        rate = kv.bytes_per_token(stream)
+        heads = kv_share(stream, deployment) * deployment.dcp * deployment.cp
+        cap = _stream_cap(stream, kv.sight())
+        seen: Num = chunk_ends(span.start, span.tokens, span.chunk_tokens, cap)
+        read = read + seen * (rate * heads)
+        written = written + span.tokens * (rate * kv_share(stream, deployment))
+        elements = stream.elements / stream.tokens_per_entry
+        extra = kv.extra_work(stream)
+        quantise = quantise + span.tokens * (elements * extra.quantise_flops)
+        if deployment.cp > 1:
+            sent = _ring_bytes(mixer, stream, deployment, kv, span, seen)
+            links = links + sent
+    operations: list[Operation[Num]] = [
+        Operation(
+            name="recurrence" if isinstance(mixer, RecurrentState) else "attention",
+            compute="bf16",
+            flops=flops,
+            rank_flops=flops * share,
+            rank_read_bytes=read + around,
+            rank_write_bytes=around,
+            rank_link_bytes=links,
+        )
+    ]
+    if cached:
+        operations.append(
+            Operation(
+                name="kv write",
+                compute="vector",
+                flops=quantise,
+                rank_flops=quantise * kv_share(cached[0], deployment),
+                rank_read_bytes=span.tokens * 0.0,
+                rank_write_bytes=written,
+            )
+        )
+    return operations
+
+
+def _stream_cap(stream: Stream, sight: Sight | None) -> float | None:
+    """Cached tokens before a chunk that prefill attention reads of a stream."""
+    if stream.kind == "index":
+        return None
+    caps = [float(stream.cap_tokens)] if stream.cap_tokens else []
+    limited = _sight_cap(sight)
+    if limited is not None:
+        caps.append(limited)
+    return min(caps) if caps else None
+
+
+def _ring_bytes(
+    mixer: Mixer,
+    stream: Stream,
+    deployment: Deployment,
+    kv: KvStrategy,
+    span: Span[Num],
+    seen: Num,
+) -> Num:
+    """What a context-parallel rank sends: K and V of its share to the cp - 1 others (ring
+    attention, arXiv:2310.01889), or its queries and partial outputs when those are fewer
+    (pass-Q, arXiv:2411.01783, section 3)."""
+    others = (deployment.cp - 1) / deployment.cp
+    heads = cut_share(stream.heads, deployment.tp)
+    keys = seen * (stream.elements / stream.tokens_per_entry * kv.element_bytes() * heads * others)
+    if stream.kind == "index":
+        keys = seen * (stream.index_bytes * others)
+    around = _query_elements(mixer) * ACTIVATION_BYTES * _head_share(mixer, deployment)
+    queries = span.tokens * (around * others)
+    sent: Num = smaller(keys, queries)
+    return sent
+
+
+def _head_share(mixer: Mixer, deployment: Deployment) -> float:
+    heads = mixer.heads if isinstance(mixer, RecurrentState) else mixer.q_heads
+    return cut_share(heads, deployment.tp)
+
+
+def _query_elements(mixer: Mixer) -> float:
+    """Elements of Q (and as many of O) that one token brings to a layer."""
+    if isinstance(mixer, GroupedAttention):
+        return mixer.q_heads * (mixer.k_dim + mixer.v_dim) / 2
+    if isinstance(mixer, LatentAttention):
+        return mixer.q_heads * (mixer.nope_dim + mixer.rope_dim + mixer.v_dim) / 2
+    if isinstance(mixer, CompressedAttention):
+        return float(mixer.q_heads * mixer.vector_dim)
+    return float(sum(m.inputs for m in mixer.matrices if m.name == "o"))
+
+
+def prefill_operations(
+    model: ModelShape, group: LayerGroup, deployment: Deployment, kv: KvStrategy, span: Span[Num]
+) -> list[Operation[Num]]:
+    """All the work of one layer of a group in a prefill."""
+    steps: Num = larger(chunk_count(span.tokens, span.chunk_tokens), 1.0)
+    rank_tokens = span.tokens / deployment.cp
+    batch: Batch[Num] = Batch(tokens=span.tokens, rank_tokens=rank_tokens, steps=steps)
+    shared = layer_operations(model, group, deployment, batch)
+    return shared + attention_operations(group, deployment, kv, span)
+
+
+def end_operations(
+    model: ModelShape, deployment: Deployment, span: Span[Num]
+) -> tuple[Operation[Num], Operation[Num]]:
+    """The embedding of every token, which the first stage runs, and the logits of the prompt's
+    last one, which the last stage runs."""
+    batch = Batch(tokens=span.tokens, rank_tokens=span.tokens / deployment.cp, steps=span.tokens)
+    one = span.tokens * 0.0 + 1.0
+    answer = Batch(tokens=one, rank_tokens=one, steps=one)
+    return embedding_operation(model, batch), logits_operation(model, deployment, answer)

@@ -1,0 +1,1 @@
+"""Times of operations: one small physical model per family, its parameters from a calibration."""

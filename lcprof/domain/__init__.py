@@ -1,0 +1,1 @@
+"""The nouns: models, GPUs, deployments, workloads and KV strategies. No reading of files."""

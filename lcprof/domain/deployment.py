@@ -1,0 +1,35 @@
+"""How a model is laid over GPUs."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from lcprof.domain.gpu import Gpu
+from lcprof.domain.weights import WeightFormat
+
+
+class Deployment(Struct, frozen=True, kw_only=True):
+    """One instance of a model on `gpus` GPUs: gpus = tp · pp · cp · dp.
+
+    - `tp` tensor, `pp` pipeline degree; `cp` context-parallel ranks that share a prefill.
+    - `dp` data-parallel attention: each of `dp` groups of `tp` ranks serves other sequences.
+    - `ep` spreads whole experts over `ep` of a stage's tp·dp ranks; what is left of tp·dp/ep cuts
+      the experts' width. `ep=1`: experts are cut like a dense FFN over tp·dp ranks.
+    - `dcp` decode-context parallel: the tp ranks that would hold copies of a KV head (or of an
+      MLA latent) shard its tokens instead; it adds no GPUs.
+    - `weights`: None keeps the checkpoint's own formats.
+    - `utilisation`: the share of the driver's memory that the engine may fill.
+    - `page_tokens`: tokens of a KV page.
+    """
+
+    gpu: Gpu
+    gpus: int = 1
+    tp: int = 1
+    pp: int = 1
+    cp: int = 1
+    dp: int = 1
+    ep: int = 1
+    dcp: int = 1
+    weights: WeightFormat | None = None
+    utilisation: float = 0.9
+    page_tokens: int = 16

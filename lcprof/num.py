@@ -1,0 +1,93 @@
+"""Arithmetic that serves one number and an array of them with the same result, bit for bit.
+
+Cost formulas are written once over `Num`: ordinary operators, and the functions here where Python
+would need an `if` on a quantity. Scalars never load numpy, so a plan of one scenario starts fast.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
+    Num = TypeVar("Num", float, Array)
+else:
+    Array = Any
+    Num = TypeVar("Num")
+
+SCALARS = (float, int)
+
+
+def smaller(a: Any, b: Any) -> Any:
+    """Element-wise minimum."""
+    if isinstance(a, SCALARS) and isinstance(b, SCALARS):
+        return a if a <= b else b
+    import numpy as np
+
+    return np.minimum(a, b)
+
+
+def larger(a: Any, b: Any) -> Any:
+    """Element-wise maximum."""
+    if isinstance(a, SCALARS) and isinstance(b, SCALARS):
+        return a if a >= b else b
+    import numpy as np
+
+    return np.maximum(a, b)
+
+
+def ceil(a: Any) -> Any:
+    """Element-wise ceiling, as float64."""
+    if isinstance(a, SCALARS):
+        return float(math.ceil(a))
+    import numpy as np
+
+    return np.ceil(a)
+
+
+def floor(a: Any) -> Any:
+    """Element-wise floor, as float64."""
+    if isinstance(a, SCALARS):
+        return float(math.floor(a))
+    import numpy as np
+
+    return np.floor(a)
+
+
+def choose(condition: Any, a: Any, b: Any) -> Any:
+    """`a` where `condition` holds, else `b`."""
+    if isinstance(condition, bool):
+        return a if condition else b
+    import numpy as np
+
+    return np.where(condition, a, b)
+
+
+def ceil_div(a: int, b: int) -> int:
+    """Integer ceiling division of counts."""
+    return -(-a // b)
+
+
+def exp(a: Any) -> Any:
+    """Element-wise e^a through the C library, so that arrays agree with scalars to the last bit
+    (numpy's own vectorised exp does not promise that). Meant for small arrays."""
+    if isinstance(a, SCALARS):
+        return math.exp(a)
+    import numpy as np
+
+    flat = np.fromiter(map(math.exp, a.ravel()), dtype=np.float64, count=a.size)
+    return flat.reshape(a.shape)
+
+
+def log(a: Any) -> Any:
+    """Element-wise natural logarithm through the C library, for the reason of `exp`."""
+    if isinstance(a, SCALARS):
+        return math.log(a)
+    import numpy as np
+
+    flat = np.fromiter(map(math.log, a.ravel()), dtype=np.float64, count=a.size)
+    return flat.reshape(a.shape)

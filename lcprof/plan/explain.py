@@ -1,0 +1,345 @@
+"""Where each number of a row comes from: its formula, the values that entered, its source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from lcprof.cost.decode import Step
+from lcprof.cost.memory import COLLECTIVE_BYTES, RUNTIME_BYTES, final_tokens, stage_contents
+from lcprof.cost.operation import Operation
+from lcprof.cost.prefill import Span
+from lcprof.cost.sharding import kv_share
+from lcprof.cost.total import Work, decode_work, prefill_work
+from lcprof.cost.weights import embedding_rank_bytes, group_rank_bytes
+from lcprof.domain.kv.stream import Stream, state_bytes, streams
+from lcprof.domain.model import ModelShape
+from lcprof.plan.estimate import ENDLESS, growth, remade
+from lcprof.plan.row import Row
+
+
+class Term(Struct, frozen=True, kw_only=True):
+    """A value that enters a formula: what it is, and how much of the result it makes (None for a
+    factor or a choice rather than a summand)."""
+
+    text: str
+    value: float | None = None
+
+
+class Explanation(Struct, frozen=True, kw_only=True):
+    """One number: `value` in `unit`, its formula in words, the terms, and the formula's source."""
+
+    column: str
+    value: float | None
+    unit: str
+    formula: str
+    terms: tuple[Term, ...]
+    source: str
+
+
+def explain(row: Row) -> list[Explanation]:
+    """An explanation of every sized or timed column of a row, in the order of a plan."""
+    model = remade(row.case.model, row.case.kv)
+    return [*_cache(row, model), *_memory(row, model), *_work(row, model), *_inverse(row)]
+
+
+def _entry(stream: Stream, row: Row) -> str:
+    packed = "" if stream.tokens_per_entry == 1 else f" / {stream.tokens_per_entry} tokens"
+    if stream.kind == "index":
+        return f"index keys of {stream.index_bytes:,.10g} B a token"
+    elements = f"{stream.heads} heads x ({stream.k_elements} K + {stream.v_elements} V) elements"
+    return f"{elements}{packed} as {row.case.kv_spec}"
+
+
+def _cache(row: Row, model: ModelShape) -> list[Explanation]:
+    kv, estimate = row.case.kv, row.estimate
+    growing: list[Term] = []
+    everywhere: list[Term] = []
+    index: list[Term] = []
+    fixed: list[Term] = []
+    for group, count in zip(model.groups, model.group_counts(), strict=True):
+        if state_bytes(group.mixer):
+            text = f"{count} {group.name} layers, recurrent state and convolution tail"
+            fixed.append(Term(text=text, value=count * state_bytes(group.mixer)))
+        for stream in streams(group.mixer):
+            rate = kv.bytes_per_token(stream)
+            text = f"{count} {group.name} layers x {_entry(stream, row)} ({rate:,.10g} B)"
+            term = Term(text=text, value=count * rate)
+            if stream.kind == "index":
+                index.append(term)
+                continue
+            if not stream.companion:
+                everywhere.append(term)
+            kept = growth(kv, stream)
+            if kept:
+                share = "" if kept == 1 else f" x {kept:.4g} of the context kept"
+                growing.append(Term(text=text + share, value=count * rate * kept))
+                continue
+            tokens = kv.stored_tokens(stream, ENDLESS)
+            value = count * kv.stored_bytes(stream, ENDLESS)
+            fixed.append(Term(text=f"{text} x {tokens:,.0f} tokens kept", value=value))
+    source = "2 x kv_heads x head_dim x bytes for grouped attention (arXiv:2305.13245); 512 + 64 "
+    source += "elements a token for MLA (arXiv:2405.04434, section 2.1); the config of the model"
+    return [
+        Explanation(
+            column="kv_bytes_per_token",
+            value=estimate.kv_bytes_per_token,
+            unit="B",
+            formula="sum over layers whose cache grows: heads x elements x bytes, scales included",
+            terms=tuple(growing),
+            source=source,
+        ),
+        Explanation(
+            column="kv_bytes_per_token_all_layers",
+            value=estimate.kv_bytes_per_token_all_layers,
+            unit="B",
+            formula="the same over every caching layer, as an engine without window eviction pays",
+            terms=tuple(everywhere),
+            source=source,
+        ),
+        Explanation(
+            column="kv_index_bytes_per_token",
+            value=estimate.kv_index_bytes_per_token,
+            unit="B",
+            formula="sum over layers that own index keys",
+            terms=tuple(index),
+            source="128 fp8 elements and one fp32 scale a layer (DeepSeek-V3.2)",
+        ),
+        Explanation(
+            column="kv_state_bytes_per_sequence",
+            value=estimate.kv_state_bytes_per_sequence,
+            unit="B",
+            formula="recurrent states and full windows of one sequence",
+            terms=tuple(fixed),
+            source="state shapes of the model's config; fp32 states unless the config says less",
+        ),
+    ]
+
+
+def _memory(row: Row, model: ModelShape) -> list[Explanation]:
+    estimate, deployment, workload = row.estimate, row.case.deployment, row.case.workload
+    kv = row.case.kv
+    sequences = -(-workload.concurrency // deployment.dp)
+    tokens = final_tokens(workload)
+    content = max(stage_contents(model, deployment), key=lambda c: c.weights_bytes)
+    cached = [
+        Term(
+            text=f"{sequences:,.0f} sequences x {count} layers x "
+            f"{kv.stored_tokens(stream, tokens, workload.output_tokens - 1):,.0f} tokens x "
+            f"{kv.bytes_per_token(stream):,.10g} B x rank share {kv_share(stream, deployment):.4g}"
+        )
+        for stream, count in content.streams
+    ]
+    weights = [
+        Term(
+            text=f"{count} {group.name} layers",
+            value=count * group_rank_bytes(group, deployment),
+        )
+        for group, count in zip(model.groups, model.group_counts(), strict=True)
+    ]
+    tables = 1 if model.tied_embeddings else 2
+    table = tables * embedding_rank_bytes(model, deployment)
+    weights.append(Term(text=f"{tables} vocabulary table(s) of the model / tp", value=table))
+    chunk = min(workload.context_tokens - workload.prefix_tokens, workload.chunk_tokens)
+    runtime = [Term(text="CUDA context and libraries", value=RUNTIME_BYTES)]
+    if deployment.gpus > 1:
+        runtime.append(Term(text="collective buffers", value=COLLECTIVE_BYTES))
+    held = [
+        Term(text=name, value=getattr(estimate, f"{name}_bytes_per_gpu"))
+        for name in (
+            "weights",
+            "kv_reserved",
+            "kv_prefill",
+            "activation",
+            "logits",
+            "workspace",
+            "runtime",
+        )
+    ]
+    page = Term(
+        text=f"pages of {deployment.page_tokens} tokens on each of "
+        f"{deployment.dcp * deployment.cp} token shards"
+    )
+    split = f"tp {deployment.tp}, pp {deployment.pp}, dp {deployment.dp}, ep {deployment.ep}"
+    gpu = deployment.gpu
+    return [
+        Explanation(
+            column="weights_bytes_per_gpu",
+            value=estimate.weights_bytes_per_gpu,
+            unit="B",
+            formula=f"sum of matrices in their formats, the fullest rank's share ({split})",
+            terms=tuple(weights),
+            source="the model's config; KV projections are copied beyond kv_heads",
+        ),
+        Explanation(
+            column="kv_bytes_per_gpu",
+            value=estimate.kv_bytes_per_gpu,
+            unit="B",
+            formula="sequences x (layers x stored tokens x bytes + states), the rank's share",
+            terms=tuple(cached),
+            source="kv_bytes_per_token; KV heads and MLA latents are copied over tensor ranks",
+        ),
+        Explanation(
+            column="kv_reserved_bytes_per_gpu",
+            value=estimate.kv_reserved_bytes_per_gpu,
+            unit="B",
+            formula="the same, tokens rounded up to whole pages",
+            terms=(page,),
+            source="PagedAttention (arXiv:2309.06180, section 4)",
+        ),
+        Explanation(
+            column="kv_prefill_bytes_per_gpu",
+            value=estimate.kv_prefill_bytes_per_gpu,
+            unit="B",
+            formula="what a prompt holds while it is read and drops afterwards: all layers of it "
+            "when prefill is chunked, one at a time when it is not",
+            terms=(),
+            source="H2O and SnapKV choose what to keep after the prompt (arXiv:2404.14469)",
+        ),
+        Explanation(
+            column="activation_bytes_per_gpu",
+            value=estimate.activation_bytes_per_gpu,
+            unit="B",
+            formula="chunk tokens x elements alive at the widest layer x 2 B",
+            terms=(
+                Term(text=f"{chunk:,.0f} tokens of a chunk"),
+                Term(text=f"{content.token_elements:,.10g} elements a token"),
+            ),
+            source="residual, its norm, and a layer's outputs before its closing projection",
+        ),
+        Explanation(
+            column="logits_bytes_per_gpu",
+            value=estimate.logits_bytes_per_gpu,
+            unit="B",
+            formula="sequences x vocab / tp x 4 B",
+            terms=(Term(text=f"{sequences:,.0f} sequences x {model.vocab:,} / {deployment.tp}"),),
+            source="engines compute fp32 logits of the last position only",
+        ),
+        Explanation(
+            column="workspace_bytes_per_gpu",
+            value=estimate.workspace_bytes_per_gpu,
+            unit="B",
+            formula="sequences x heads x (v_dim + 1) x 32 splits x 4 B",
+            terms=(Term(text=f"{sequences:,.0f} sequences x {content.partial_bytes:,.0f} B"),),
+            source="partial results of split-KV decode (Flash-Decoding)",
+        ),
+        Explanation(
+            column="runtime_bytes_per_gpu",
+            value=estimate.runtime_bytes_per_gpu,
+            unit="B",
+            formula="medians of published start-up logs",
+            terms=tuple(runtime),
+            source="vLLM 0.15-0.19 on H100, logs of llm-d-incubation/llm-d-planner#205",
+        ),
+        Explanation(
+            column="total_bytes_per_gpu",
+            value=estimate.total_bytes_per_gpu,
+            unit="B",
+            formula="sum of what lies on the fullest GPU",
+            terms=tuple(held),
+            source="the lines above",
+        ),
+        Explanation(
+            column="capacity_bytes_per_gpu",
+            value=estimate.capacity_bytes_per_gpu,
+            unit="B",
+            formula="memory that the driver reports x utilisation",
+            terms=(Term(text=f"{gpu.usable_bytes:,.0f} B x {deployment.utilisation:g}"),),
+            source=gpu.sources.get("usable", f"catalog entry {gpu.name}"),
+        ),
+    ]
+
+
+def _work(row: Row, model: ModelShape) -> list[Explanation]:
+    estimate, deployment, workload = row.estimate, row.case.deployment, row.case.workload
+    kv, gpu = row.case.kv, deployment.gpu
+    span: Span[float] = Span(
+        start=workload.prefix_tokens,
+        tokens=workload.context_tokens - workload.prefix_tokens,
+        chunk_tokens=workload.chunk_tokens,
+    )
+    step: Step[float] = Step(sequences=workload.concurrency, context_tokens=workload.context_tokens)
+    first = prefill_work(model, deployment, kv, span)
+    each = decode_work(model, deployment, kv, step)
+    peaks = Term(
+        text=f"{gpu.name}: {gpu.flops_per_s('bf16') / 1e12:,.6g} dense bf16 TFLOP/s, "
+        f"{gpu.bandwidth_bytes_per_s / 1e12:,.4g} TB/s"
+    )
+    floor = "largest of FLOPs / peak, HBM bytes / bandwidth, sent bytes / link, host bytes / PCIe"
+    return [
+        Explanation(
+            column="prefill_flops",
+            value=estimate.prefill_flops,
+            unit="FLOP",
+            formula="2 x matrix parameters a token, exact causal pairs of attention, last logits",
+            terms=_by_name(first, lambda operation: operation.flops),
+            source="q·k - q·(q-1)/2 visible pairs, 2·heads·(k + v) FLOPs each "
+            "(FlashAttention-2, arXiv:2307.08691, section 4.1)",
+        ),
+        Explanation(
+            column="decode_step_flops",
+            value=estimate.decode_step_flops,
+            unit="FLOP",
+            formula="2 x active matrix parameters x sequences, attention over what is read",
+            terms=_by_name(each, lambda operation: operation.flops),
+            source="one new token for each sequence; MLA absorbed",
+        ),
+        Explanation(
+            column="decode_step_read_bytes_per_gpu",
+            value=estimate.decode_step_read_bytes_per_gpu,
+            unit="B",
+            formula="weights once, each sequence's cache once, activations",
+            terms=_by_name(each, lambda operation: operation.rank_read_bytes)
+            if deployment.pp == 1
+            else (),
+            source="experts touched: E·(1 - (1 - k/E)^tokens) under uniform routing",
+        ),
+        Explanation(
+            column="ttft_floor_s",
+            value=estimate.ttft_floor_s,
+            unit="s",
+            formula=floor,
+            terms=(peaks,),
+            source=f"data-sheet peaks ({gpu.sources.get('bandwidth', 'catalog')}); perfect overlap",
+        ),
+        Explanation(
+            column="tpot_floor_s",
+            value=estimate.tpot_floor_s,
+            unit="s",
+            formula=f"{floor}, summed over pipeline stages",
+            terms=(peaks,),
+            source="as above",
+        ),
+    ]
+
+
+def _by_name(work: Work[float], quantity: Callable[[Operation[float]], float]) -> tuple[Term, ...]:
+    totals: dict[str, float] = {}
+    for part in work.whole:
+        name = part.operation.name
+        totals[name] = totals.get(name, 0.0) + quantity(part.operation) * part.count
+    return tuple(Term(text=name, value=value) for name, value in totals.items() if value)
+
+
+def _inverse(row: Row) -> list[Explanation]:
+    workload = row.case.workload
+    method = "bisection over the memory formula above, exact to one"
+    return [
+        Explanation(
+            column="max_context_tokens",
+            value=row.max_context_tokens,
+            unit="tokens",
+            formula="the longest prompt whose total stays within the capacity",
+            terms=(Term(text=f"at {workload.concurrency:,.0f} sequences"),),
+            source=method,
+        ),
+        Explanation(
+            column="max_concurrency",
+            value=row.max_concurrency,
+            unit="sequences",
+            formula="the most sequences whose total stays within the capacity",
+            terms=(Term(text=f"at {workload.context_tokens:,.0f} tokens each"),),
+            source=method,
+        ),
+    ]

@@ -1,0 +1,412 @@
+"""The terminal page of a plan: one scenario in full, or a table of several."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from lcprof.domain.kv.eviction import H2O, SnapKV
+from lcprof.domain.kv.share import Share
+from lcprof.domain.kv.window import Window
+from lcprof.plan.row import Row
+from lcprof.report.bar import SHADES, bar, flow, legend
+from lcprof.report.screen import Screen, printable, shorten
+from lcprof.report.table import HEADS, ranked, shown, table, varying
+from lcprof.units import show_bytes, show_count, show_seconds, show_tokens
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+BREAKS = {"weights": "weights", "activations": "activations", "kv": "KV cache"}
+INDENT = "  "
+MOST_FACTS = 4
+FLOOR_NOTE = "No faster than: data-sheet peaks, perfect overlap. Real times are longer."
+
+
+class Offer(Struct, frozen=True, kw_only=True):
+    """Flags to paste after the same command, why one would, and the row that they give."""
+
+    flags: str
+    why: str
+    row: Row
+
+
+class Answers(Struct, frozen=True, kw_only=True):
+    """What a page says of one row besides its columns: `offers` to try, the row with the `fewest`
+    GPUs that fits (None when there is none), and what runs out first (`breaks`) when `grows`
+    grows ("" for the plan as it is)."""
+
+    row: Row
+    offers: Sequence[Offer]
+    fewest: Row | None
+    breaks: str
+    grows: str = ""
+
+
+def show_plan(rows: Sequence[Row], answers: Answers, question: str, screen: Screen) -> None:
+    """Prints the page of one row, or of several. `answers` are those of `subject(rows)`."""
+    page = _one(rows[0], answers, question, screen) if len(rows) == 1 else None
+    screen.show(page or _several(rows, answers, question, screen))
+
+
+def subject(rows: Sequence[Row]) -> Row:
+    """The row that a page's offers are about: the first as it was asked for, if it or all others
+    do not fit; else the best."""
+    return rows[0] if not rows[0].estimate.fits else ranked(rows)[0]
+
+
+def _one(row: Row, answers: Answers, question: str, screen: Screen) -> list[RenderableType]:
+    return [
+        _verdict(row),
+        "",
+        _facts([row], question),
+        "",
+        *_memory(row, screen),
+        "",
+        *_work(row),
+        "",
+        *_limits(row, answers),
+        *_tries(answers, "", screen.width),
+    ]
+
+
+def _several(
+    rows: Sequence[Row], answers: Answers, question: str, screen: Screen
+) -> list[RenderableType]:
+    from rich.text import Text
+
+    best = ranked(rows)[0]
+    names = varying(rows)
+    fitting = sum(bool(row.estimate.fits) for row in rows)
+    head = f"{fitting} of {len(rows)} fit" if fitting else f"None of {len(rows)} fits"
+    lead, held = "; least memory: " if fitting else "; closest: ", f", {_against_capacity(best)}"
+    room = screen.width - len(head) - len(lead) - len(held)
+    verdict = Text.assemble(
+        (head, "bold green" if fitting else "bold red"),
+        f"{lead}{shorten(row_label(best, names), max(room, 8))}{held}",
+    )
+    page: list[RenderableType] = [verdict, "", _facts(rows, question), ""]
+    for row in [best] if best is rows[0] else [rows[0], best]:
+        page += [*_memory(row, screen, row_label(row, names)), ""]
+    page += [*table(rows, names, screen.width), Text(FLOOR_NOTE, style="dim")]
+    page += [Text(note, style="dim") for note in _strategy_notes(rows)]
+    return [*page, *_tries(answers, row_label(answers.row, names), screen.width)]
+
+
+def _strategy_notes(rows: Sequence[Row]) -> list[str]:
+    """What the rows' strategies take from the answer, which bytes do not show."""
+    notes: list[str] = []
+    links = [link for row in rows for link in row.case.kv.chain()]
+    dropping = dict.fromkeys(link.kind for link in links if isinstance(link, Window | H2O | SnapKV))
+    if dropping:
+        notes.append(f"{', '.join(dropping)}: tokens are dropped, and lost to the model.")
+    late = dict.fromkeys(
+        link.kind
+        for row in rows
+        for link in row.case.kv.chain()
+        if row.estimate.kv_prefill_bytes_per_gpu and isinstance(link, H2O | SnapKV)
+    )
+    if late:
+        notes.append(f"{', '.join(late)}: a prompt is held whole until it has been read.")
+    if any(isinstance(link, Share) for link in links):
+        notes.append(f"share: {WHAT_IF}")
+    return notes
+
+
+WHAT_IF = "what-if on the architecture; such a model would have to be trained first."
+
+
+def row_label(row: Row, names: Sequence[str]) -> str:
+    """What sets a row apart from the others."""
+    columns = row.columns()
+    return ", ".join(f"{HEADS.get(name, name)} {shown(name, columns[name])}" for name in names)
+
+
+def _against_capacity(row: Row) -> str:
+    estimate = row.estimate
+    total = show_bytes(estimate.total_bytes_per_gpu)
+    return f"{total} of {show_bytes(estimate.capacity_bytes_per_gpu)} per GPU"
+
+
+def _verdict(row: Row) -> Text:
+    from rich.text import Text
+
+    estimate = row.estimate
+    held = _against_capacity(row)
+    if estimate.fits:
+        spare = show_bytes(estimate.headroom_bytes_per_gpu)
+        return Text.assemble(("Fits", "bold green"), f": {held}, {spare} to spare")
+    broken = BREAKS[estimate.limited_by]
+    verb = "is" if broken == "KV cache" else "are"
+    return Text.assemble(
+        ("Does not fit", "bold red"), f": needs {held}; {broken} {verb} what breaks it"
+    )
+
+
+def _facts(rows: Sequence[Row], question: str) -> RenderableType:
+    """What was planned, in one line each; of several rows, what they have in common."""
+    from rich.text import Text
+
+    grid = _grid()
+
+    def fact(name: str, text: str) -> None:
+        if text:
+            grid.add_row(Text(name, style="dim"), Text(printable(text)))
+
+    row = rows[0]
+    same = set(row.columns()) - set(varying(rows))
+    fact("question", question)
+    if "model" in same:
+        fact("model", _model_line(row, same))
+    if "gpu" in same:
+        fact("GPUs", _gpu_line(row, same))
+    fact("workload", _workload_line(row, same))
+    if len(rows) == 1:
+        fact("KV", _kv_line(row))
+        for note in _strategy_notes(rows):
+            fact("", note)
+    several(fact, "content", (note for row in rows for note in row.case.notes))
+    several(fact, "config", (text for row in rows for text in row.case.model.assumptions))
+    several(fact, "positions", (position_note(row) for row in rows))
+    return grid
+
+
+def several(fact: Callable[[str, str], None], name: str, texts: Iterable[str]) -> None:
+    """Facts under one name, each once, and how many there are beyond the first few."""
+    distinct = list(dict.fromkeys(filter(None, texts)))
+    for text in distinct[:MOST_FACTS]:
+        fact(name, text)
+    if len(distinct) > MOST_FACTS:
+        fact("", f"and {len(distinct) - MOST_FACTS} more of the kind")
+
+
+def _model_line(row: Row, same: set[str]) -> str:
+    model, estimate = row.case.model, row.estimate
+    line = f"{model.name}: {_billions(estimate.params)} parameters"
+    if estimate.active_params != estimate.params:
+        line += f" ({_billions(estimate.active_params)} active)"
+    line += f", {model.layers} layers"
+    if "weights" in same:
+        weights = row.columns()["weights"]
+        line += f", weights as {'in its ' if weights == 'checkpoint' else ''}{weights}"
+    return line
+
+
+def _gpu_line(row: Row, same: set[str]) -> str:
+    deployment = row.case.deployment
+    gpu = deployment.gpu
+    line = f"{deployment.gpus} x {gpu.name}" if "gpus" in same else gpu.name
+    degrees = [
+        f"{degree} {value}"
+        for degree in ("tp", "pp", "cp", "dp", "ep", "dcp")
+        if degree in same and (value := getattr(deployment, degree)) > 1
+    ]
+    if degrees:
+        line += f" ({', '.join(degrees)})"
+    if "utilisation" in same:
+        usable = show_bytes(gpu.usable_bytes)
+        kind = "marketed (driver's figure not known)"
+        kind = kind if gpu.usable_bytes == gpu.marketed_bytes else "usable"
+        line += f", {deployment.utilisation * 100:.4g}% of {usable} {kind} each"
+    return line
+
+
+def _workload_line(row: Row, same: set[str]) -> str:
+    workload = row.case.workload
+    pieces: list[str] = []
+    if "context_tokens" in same:
+        pieces.append(f"{show_tokens(workload.context_tokens)} tokens of context")
+    if "output_tokens" in same:
+        pieces.append(f"{show_tokens(workload.output_tokens)} of output")
+    if "concurrency" in same:
+        pieces.append(_sequences(workload.concurrency))
+    if "prefix_tokens" in same and workload.prefix_tokens:
+        pieces.append(f"shared prefix of {show_tokens(workload.prefix_tokens)}")
+    if "chunk_tokens" in same:
+        pieces.append(f"prefill chunks of {show_tokens(workload.chunk_tokens)}")
+    return ", ".join(pieces)
+
+
+def _kv_line(row: Row) -> str:
+    estimate = row.estimate
+    line = f"{row.case.kv_spec}: {show_bytes(estimate.kv_bytes_per_token)} per token, whole model"
+    if estimate.kv_index_bytes_per_token:
+        line += f"; index keys {show_bytes(estimate.kv_index_bytes_per_token)} per token"
+    if estimate.kv_state_bytes_per_sequence:
+        line += f"; {show_bytes(estimate.kv_state_bytes_per_sequence)} per sequence that does not "
+        line += "grow (states, full windows)"
+    if estimate.kv_host_bytes_per_gpu:
+        line += f"; {show_bytes(estimate.kv_host_bytes_per_gpu)} per GPU in host memory"
+    return line
+
+
+def position_note(row: Row) -> str:
+    """What a context beyond the model's positions would ask of it, or ""."""
+    model, workload = row.case.model, row.case.workload
+    asked = workload.context_tokens + workload.output_tokens - 1
+    if model.positions is None or asked <= model.positions:
+        return ""
+    needed = ""
+    if model.rope.kind != "none":
+        # Rounded up: a smaller factor would not reach the last token.
+        factor = math.ceil(asked / model.positions * 1000) / 1000
+        needed = f"RoPE extension by a factor of {factor:g} would be needed; "
+    return (
+        f"context and output make {show_tokens(asked)} tokens, beyond the {model.positions:,} that "
+        f"{model.name} states: {needed}memory and time hold, quality there is not vouched for"
+    )
+
+
+def _memory(row: Row, screen: Screen, label: str = "") -> list[RenderableType]:
+    from rich.text import Text
+
+    estimate = row.estimate
+    shades = screen.can_print(SHADES)
+    head = "Memory of the fullest GPU"
+    if label:
+        head = f"{label}: {_against_capacity(row)}"
+    lines: list[RenderableType] = [
+        Text(head, style="bold", no_wrap=True, overflow="ellipsis"),
+        Text(INDENT) + bar(estimate, screen.width - 2 * len(INDENT), shades=shades),
+        *flow(legend(estimate, shades=shades), screen.width, INDENT),
+    ]
+    return lines
+
+
+def _work(row: Row) -> list[RenderableType]:
+    from rich.table import Table
+    from rich.text import Text
+
+    estimate, workload = row.estimate, row.case.workload
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False)
+    grid.add_column("Work", no_wrap=True)
+    grid.add_column("FLOPs", justify="right", no_wrap=True)
+    grid.add_column("no faster than", justify="right", no_wrap=True)
+    grid.add_column("")
+    attention = estimate.prefill_attention_flops
+    share = attention / estimate.prefill_flops if estimate.prefill_flops else 0.0
+    grid.add_row(
+        f"{INDENT}prefill, one request",
+        show_count(estimate.prefill_flops, "FLOP"),
+        f"TTFT {show_seconds(estimate.ttft_floor_s)}",
+        f"{share:.0%} of it attention",
+    )
+    read = show_bytes(estimate.decode_step_read_bytes_per_gpu)
+    grid.add_row(
+        f"{INDENT}decode step, {_sequences(workload.concurrency)}",
+        show_count(estimate.decode_step_flops, "FLOP"),
+        f"TPOT {show_seconds(estimate.tpot_floor_s)}",
+        f"reads {read} per GPU",
+    )
+    grid.add_row(f"{INDENT}whole request", "", show_seconds(estimate.request_floor_s), "")
+    grid.add_row(
+        "Prefill attention",
+        "",
+        "",
+        "T x T scores",
+    )
+    grid.add_row(f"{INDENT}FlashAttention", show_count(attention, "FLOP"), "", "never in memory")
+    grid.add_row(
+        f"{INDENT}naive",
+        show_count(estimate.naive_prefill_attention_flops, "FLOP"),
+        "",
+        f"{show_bytes(estimate.naive_score_bytes_per_layer)} per layer",
+    )
+    if estimate.prefill_reexpansion_flops:
+        grid.add_row(
+            f"{INDENT}MLA latents again",
+            show_count(estimate.prefill_reexpansion_flops, "FLOP"),
+            "",
+            "if chunks expand them",
+        )
+    return [grid, Text(f"{INDENT}{FLOOR_NOTE}", style="dim")]
+
+
+def _limits(row: Row, answers: Answers) -> list[RenderableType]:
+    from rich.text import Text
+
+    workload = row.case.workload
+    grid = _grid()
+    longest = "not bound by memory"
+    if row.max_context_tokens is not None:
+        longest = f"{show_tokens(row.max_context_tokens)} tokens" if row.max_context_tokens else "-"
+    most = "not bound by memory"
+    if row.max_concurrency is not None:
+        most = f"{row.max_concurrency:,.0f}"
+    gpus = "more than any that were tried"
+    if answers.fewest is not None:
+        deployment = answers.fewest.case.deployment
+        degrees = [
+            f"{degree} {value}"
+            for degree in ("tp", "pp", "dcp")
+            if (value := getattr(deployment, degree)) > 1
+        ]
+        gpus = f"{deployment.gpus} x {deployment.gpu.name}"
+        gpus += f" ({', '.join(degrees)})" if degrees else ""
+    breaks = BREAKS.get(answers.breaks, "nothing that was asked")
+    if answers.grows:
+        breaks += f", as {answers.grows} grows"
+    at = f"at {_sequences(workload.concurrency)}"
+    each = f"at {show_tokens(workload.context_tokens)} each"
+    grid.add_row(Text(f"{INDENT}longest context {at}"), longest)
+    grid.add_row(Text(f"{INDENT}most sequences {each}"), most)
+    grid.add_row(Text(f"{INDENT}fewest GPUs"), printable(gpus))
+    grid.add_row(Text(f"{INDENT}breaks first"), breaks)
+    return [Text("Limits", style="bold"), grid]
+
+
+def _tries(answers: Answers, label: str, width: int) -> list[RenderableType]:
+    from rich.text import Text
+
+    if not answers.offers:
+        return []
+    flags = [INDENT + printable(offer.flags) for offer in answers.offers]
+    results = [
+        f"{'fits' if offer.row.estimate.fits else 'does not fit'}, "
+        f"{show_bytes(offer.row.estimate.total_bytes_per_gpu)}: {printable(offer.why)}"
+        for offer in answers.offers
+    ]
+    lines: list[RenderableType] = []
+    column = max(map(len, flags)) + 2
+    beside = column + max(map(len, results)) <= width
+    for flag, result in zip(flags, results, strict=True):
+        if beside:
+            lines.append(Text.assemble((flag.ljust(column), "cyan"), result))
+        else:
+            lines += [Text(continued(flag, width), style="cyan"), Text(2 * INDENT + result)]
+    head = f"Try, in place of {label}" if label else "Try"
+    return ["", Text(head, style="bold"), *lines]
+
+
+def continued(flags: str, width: int) -> str:
+    """Flags on as many lines as they need, joined by backslashes so that all can be pasted."""
+    lines = [INDENT]
+    for flag in flags.strip().split(" --"):
+        text = flag if flag.startswith("--") else f"--{flag}"
+        if len(lines[-1]) + len(text) + 3 > width and lines[-1].strip():
+            lines[-1] += "\\"
+            lines.append(2 * INDENT)
+        lines[-1] += f"{text} "
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _grid() -> Table:
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    return grid
+
+
+def _sequences(count: float) -> str:
+    return "1 sequence" if count == 1 else f"{count:,.10g} sequences"
+
+
+def _billions(params: float) -> str:
+    return f"{params / 1e9:,.3g} B" if params >= 1e9 else f"{params / 1e6:,.3g} M"

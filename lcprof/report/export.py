@@ -1,0 +1,78 @@
+"""Rows of a plan for programs: JSON and CSV, with the same columns."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lcprof.errors import InputError
+
+if TYPE_CHECKING:
+    from lcprof.plan.row import Row
+
+
+def records(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """A mapping a row: counts, bytes and FLOPs that are whole become ints, times and shares stay
+    floats, what is unbounded or unknown is None."""
+    return [{name: _plain(name, value) for name, value in row.columns().items()} for row in rows]
+
+
+def json_text(rows: Sequence[Row], engines: Sequence[Mapping[str, Any]] = ()) -> str:
+    """A JSON list of the rows; `engines`, where given, has what an engine makes of each."""
+    table = records(rows)
+    for row, engine in zip(table, engines, strict=bool(engines)):
+        row["engine"] = engine
+    return json.dumps(table, indent=2, allow_nan=False)
+
+
+def csv_text(rows: Sequence[Row]) -> str:
+    """The rows as CSV with a header; None is an empty cell."""
+    table = records(rows)
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=list(table[0]) if table else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _cell(value) for name, value in row.items()} for row in table)
+    return buffer.getvalue()
+
+
+def write_text(path: str, text: str, *, where: str) -> None:
+    """Writes a file whole or not at all. Raises InputError when it cannot be written.
+
+    A device or a pipe is written in place, since a rename would replace it.
+    """
+    try:
+        if (given := Path(path)).exists() and not given.is_file():
+            given.write_text(text, encoding="utf-8")
+            return
+        target = given.resolve()
+        draft = target.with_name(f".{target.name[:200]}.{os.getpid()}.tmp")
+        try:
+            with draft.open("x", encoding="utf-8", newline="") as file:
+                file.write(text)
+            draft.replace(target)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        expected = f"a file that can be written ({reason})"
+        raise InputError.one(where, given=path, expected=expected) from None
+
+
+def _plain(name: str, value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    if not math.isfinite(value):
+        return None
+    whole = value.is_integer() and not name.endswith("_s") and name != "utilisation"
+    return int(value) if whole else value
+
+
+def _cell(value: Any) -> Any:
+    return str(value).lower() if isinstance(value, bool) else value

@@ -1,0 +1,147 @@
+"""The table of several rows: what sets them apart, and what it costs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from lcprof.plan.row import Row, case_columns
+from lcprof.report.screen import printable, shorten
+from lcprof.units import show_bytes, show_seconds, show_tokens
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+ROWS_SHOWN = 200
+GAP = 2
+SHORTEST_LABEL = 8
+NAMED = ("model", "gpu", "kv", "weights")
+HEADS = {
+    "page_tokens": "page",
+    "chunk_tokens": "chunk",
+    "prefix_tokens": "prefix",
+    "context_tokens": "context",
+    "output_tokens": "output",
+    "concurrency": "seqs",
+    "utilisation": "util",
+}
+
+
+class Figure(Struct, frozen=True, kw_only=True):
+    """A column of results: its two-line head and how a row shows it."""
+
+    head: str
+    show: Callable[[Row], str]
+
+
+FIGURES = (
+    Figure(head="KV\nper GPU", show=lambda row: show_bytes(row.estimate.kv_reserved_bytes_per_gpu)),
+    Figure(head="total\nper GPU", show=lambda row: show_bytes(row.estimate.total_bytes_per_gpu)),
+    Figure(head="\nfits", show=lambda row: "yes" if row.estimate.fits else "no"),
+    Figure(head="max\ncontext", show=lambda row: _tokens(row.max_context_tokens)),
+    Figure(head="max\nusers", show=lambda row: _count(row.max_concurrency)),
+    Figure(head="TTFT\nfloor", show=lambda row: show_seconds(row.estimate.ttft_floor_s)),
+    Figure(head="TPOT\nfloor", show=lambda row: show_seconds(row.estimate.tpot_floor_s)),
+)
+
+
+def varying(rows: Sequence[Row]) -> list[str]:
+    """The columns of the case that differ between rows, without those that another one implies;
+    the KV strategy when none does."""
+    cases = [case_columns(row.case) for row in rows]
+    names = [name for name in cases[0] if len({case[name] for case in cases}) > 1]
+    if {"gpus", "tp"} <= set(names):
+        pairs = {(case["gpus"], case["tp"]) for case in cases}
+        if len(pairs) == len({gpus for gpus, _ in pairs}):
+            names.remove("tp")
+    return names or ["kv"]
+
+
+def ranked(rows: Sequence[Row]) -> list[Row]:
+    """Rows that fit first, then by bytes on a GPU as a share of its capacity."""
+    return sorted(
+        rows,
+        key=lambda row: (
+            not row.estimate.fits,
+            row.estimate.total_bytes_per_gpu / row.estimate.capacity_bytes_per_gpu,
+        ),
+    )
+
+
+def table(rows: Sequence[Row], names: Sequence[str], width: int) -> list[RenderableType]:
+    """The rows within `width` columns: ranked, or in their own order when a number varies."""
+    from rich.table import Table
+    from rich.text import Text
+
+    ordered = ranked(rows) if set(names) <= set(NAMED) else list(rows)
+    first = ordered[:ROWS_SHOWN]
+    figures = [[figure.show(row) for row in first] for figure in FIGURES]
+    widths = [
+        max(len(text) for text in [*column, *figure.head.split("\n")])
+        for figure, column in zip(FIGURES, figures, strict=True)
+    ]
+    labels = _labels(first, names, width - sum(widths) - GAP * len(widths))
+    grid = Table(box=None, show_edge=False, pad_edge=False, padding=(0, GAP, 0, 0))
+    for name in names:
+        right = name not in NAMED
+        grid.add_column(
+            "\n" + HEADS.get(name, name), no_wrap=True, justify="right" if right else "left"
+        )
+    for figure in FIGURES:
+        grid.add_column(figure.head, no_wrap=True, justify="right")
+    for index, row in enumerate(first):
+        texts = [labels[name][index] for name in names] + [column[index] for column in figures]
+        style = "" if row.estimate.fits else "bright_black"
+        grid.add_row(*(Text(text, style=style) for text in texts))
+    if len(ordered) == len(first):
+        return [grid]
+    return [grid, Text(f"and {len(ordered) - len(first):,} more rows; --csv FILE writes all")]
+
+
+def _labels(rows: Sequence[Row], names: Sequence[str], width: int) -> dict[str, list[str]]:
+    """The text of each row under each name, all names together within `width`."""
+    cases = [case_columns(row.case) for row in rows]
+    labels = {name: [shown(name, case[name]) for case in cases] for name in names}
+
+    def taken(name: str) -> int:
+        return max(len(HEADS.get(name, name)), *(len(text) for text in labels[name])) + GAP
+
+    if "kv" in labels and sum(map(taken, names)) - GAP > width:
+        labels["kv"] = [abbreviated(text) for text in labels["kv"]]
+    for name in sorted((n for n in names if n in NAMED), key=taken, reverse=True):
+        excess = sum(map(taken, names)) - GAP - width
+        if excess > 0:
+            room = max(SHORTEST_LABEL, taken(name) - GAP - excess)
+            labels[name] = [shorten(text, room) for text in labels[name]]
+    return labels
+
+
+def abbreviated(spec: str) -> str:
+    """A KV spec without the names of its arguments, or with their first letters where numbers
+    follow: "fp8:token-head", "window:t4096,s4"."""
+    return re.sub(r"([:,])(?:([a-z])[a-z_]*=(?=\d)|[a-z_]+=)", r"\1\2", spec)
+
+
+def shown(name: str, value: object) -> str:
+    """A value of a case as text: tokens as they are typed, names made printable."""
+    if name.endswith("_tokens") and isinstance(value, (int, float)):
+        return show_tokens(value)
+    if isinstance(value, float):
+        return f"{value:.10g}"
+    return printable(str(value))
+
+
+def _tokens(tokens: float | None) -> str:
+    """A bound on tokens, rounded down to whole K so that it still fits when typed back."""
+    if tokens is None:
+        return "any"
+    return f"{tokens // 1024:.0f}K" if tokens >= 10240 else f"{tokens:.0f}"
+
+
+def _count(count: float | None) -> str:
+    if count is None:
+        return "any"
+    return f"{count:.0f}" if count < 1e5 else f"{count:.2g}"

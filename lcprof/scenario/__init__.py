@@ -1,0 +1,1 @@
+"""From files to objects: reading, validating and expanding scenarios."""

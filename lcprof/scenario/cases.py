@@ -1,0 +1,235 @@
+"""From a scenario to the rows of its plan: names resolved, combinations made, layouts checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from lcprof.domain.case import Case
+from lcprof.domain.deployment import Deployment
+from lcprof.domain.gpu import Gpu
+from lcprof.domain.kv import KvStrategy
+from lcprof.domain.layout import Degrees, misfits
+from lcprof.domain.model import ModelShape
+from lcprof.domain.weights import WeightFormat
+from lcprof.domain.workload import Workload
+from lcprof.errors import Fault, InputError
+from lcprof.scenario import content
+from lcprof.scenario.content import Converted
+from lcprof.scenario.names import NAMED, load_named
+from lcprof.scenario.schema import CONTENT_KEYS, Scenario
+from lcprof.units import show_tokens
+
+FAULTS_LIMIT = 20
+
+AXES = (
+    "model",
+    "gpu",
+    "weights",
+    *("gpus", "tp", "pp", "cp", "dp", "ep", "dcp"),
+    *("utilisation", "page", "chunk"),
+    *("video", "video_fps", "video_tokens_per_frame", "audio", "audio_tokens_per_s"),
+    *("code", "code_tokens_per_line", "text", "text_tokens_per_word"),
+    *("context", "prefix", "output", "concurrency", "kv"),
+)
+"""The order of rows: the last axis varies fastest, so KV strategies stand together."""
+
+Layout = tuple[int, int, int, int, int, int, int]
+"""gpus, tp, pp, cp, dp, ep, dcp."""
+
+
+def expand(
+    scenario: Scenario,
+    *,
+    where: str,
+    places: Mapping[str, str] | None = None,
+    base: Path | None = None,
+) -> list[Case]:
+    """Every combination of the scenario's axes, in the order of `AXES`, the last one fastest.
+
+    Each distinct model, GPU and strategy is loaded once. `where`, `places` and `base` are those
+    of `read_scenario`. Raises InputError with every fault: names that are not known, layouts
+    that do not multiply to the GPUs or do not divide the model, a prefix as long as its prompt.
+    """
+    faults = _Faults(where, places or {})
+    parts = _Parts(scenario, faults, base)
+    faults.check()
+    deployments: dict[tuple[Any, ...], Deployment | None] = {}
+    prompts: dict[tuple[Any, ...], Converted] = {}
+    cases: list[Case] = []
+    for row in _rows(scenario):
+        model = parts.models[row["model"]]
+        named = row["model"], row["gpu"], row["weights"]
+        sizes = row["gpus"], row["tp"], row["pp"], row["cp"], row["dp"], row["ep"], row["dcp"]
+        deployment_key = (*named, *sizes, row["utilisation"], row["page"])
+        if deployment_key not in deployments:
+            layout = _layout(*sizes)
+            found = _layout_faults(layout, sizes, model)
+            for key, given, expected in found:
+                faults.add(key, given, expected)
+            deployments[deployment_key] = (
+                None
+                if found
+                else _deployment(parts.gpus[row["gpu"]], layout, parts.weights[row["weights"]], row)
+            )
+        prompt_key = tuple(row[key] for key in _PROMPT_AXES)
+        if prompt_key not in prompts:
+            prompts[prompt_key] = _prompt(row)
+        prompt = prompts[prompt_key]
+        if row["prefix"] >= prompt.tokens:
+            shorter = f"less than the prompt of {show_tokens(prompt.tokens)} tokens"
+            faults.add("prefix", show_tokens(row["prefix"]), shorter)
+        deployment = deployments[deployment_key]
+        if deployment is None or faults.found:
+            if len(faults.found) >= FAULTS_LIMIT:
+                break
+            continue
+        cases.append(
+            Case(
+                model=model,
+                deployment=deployment,
+                kv=parts.kvs[row["kv"]],
+                kv_spec=parts.kv_specs[row["kv"]],
+                workload=Workload(
+                    context_tokens=float(prompt.tokens),
+                    concurrency=float(row["concurrency"]),
+                    output_tokens=float(row["output"]),
+                    prefix_tokens=float(row["prefix"]),
+                    chunk_tokens=float(row["chunk"]),
+                ),
+                notes=(prompt.note,) if prompt.note else (),
+            )
+        )
+    faults.check()
+    return cases
+
+
+class _Faults:
+    """The distinct faults found so far, each with the place its key was given in."""
+
+    def __init__(self, where: str, places: Mapping[str, str]) -> None:
+        self.where, self.places = where, places
+        self.found: dict[Fault, None] = {}
+
+    def place(self, key: str) -> str:
+        return self.places.get(key, self.where)
+
+    def add(self, key: str, given: str, expected: str) -> None:
+        fault = Fault(where=self.place(key), key=key, given=given, expected=expected)
+        self.found[fault] = None
+
+    def check(self) -> None:
+        if self.found:
+            raise InputError(list(self.found)[:FAULTS_LIMIT])
+
+
+class _Parts:
+    """What the scenario names, by position in its axis."""
+
+    def __init__(self, scenario: Scenario, faults: _Faults, base: Path | None) -> None:
+        def load(key: str) -> list[Any]:
+            refs = getattr(scenario, key)
+            loaded, found = load_named(key, refs, where=faults.place(key), base=base)
+            faults.found |= dict.fromkeys(found)
+            return loaded
+
+        self.models: list[ModelShape] = load("model")
+        self.gpus: list[Gpu] = load("gpu")
+        self.weights: list[WeightFormat | None] = load("weights")
+        self.kvs: list[KvStrategy] = load("kv")
+        self.kv_specs = scenario.kv
+
+
+_PROMPT_AXES = tuple(key for key in AXES if key == "context" or key.split("_")[0] in CONTENT_KEYS)
+
+
+def _rows(scenario: Scenario) -> Iterator[dict[str, Any]]:
+    """Every combination by key; axes that name something hold positions, absent ones None."""
+    axes = [
+        tuple(range(len(getattr(scenario, key))))
+        if key in NAMED
+        else getattr(scenario, key) or (None,)
+        for key in AXES
+    ]
+    for values in product(*axes):
+        yield dict(zip(AXES, values, strict=True))
+
+
+def _layout(
+    gpus: int | None, tp: int | None, pp: int, cp: int, dp: int, ep: int, dcp: int
+) -> Layout:
+    """The degrees with the default filled in that the others leave open: tp from gpus, gpus from
+    the degrees."""
+    others = pp * cp * dp
+    if tp is None:
+        tp = max(1, gpus // others) if gpus is not None else 1
+    return gpus if gpus is not None else tp * others, tp, pp, cp, dp, ep, dcp
+
+
+def _layout_faults(
+    layout: Layout, given: tuple[Any, ...], model: ModelShape
+) -> list[tuple[str, str, str]]:
+    """What is wrong with a layout, as (key, given, expected)."""
+    gpus, tp, pp, cp, dp, ep, dcp = layout
+    faults: list[tuple[str, str, str]] = []
+    used = tp * pp * cp * dp
+    if used != gpus:
+        product_text = f"tp {tp} · pp {pp} · cp {cp} · dp {dp} = {used}"
+        if given[1] is None:
+            faults.append(
+                (
+                    "gpus",
+                    f"{gpus}, which pp {pp} · cp {cp} · dp {dp} does not divide",
+                    f"a multiple of {pp * cp * dp}",
+                )
+            )
+        else:
+            faults.append(
+                (
+                    "gpus",
+                    f"{gpus}, but {product_text}",
+                    f"gpus: {used}, or degrees that multiply to {gpus}",
+                )
+            )
+    degrees = Degrees(tp=tp, pp=pp, dp=dp, ep=ep, dcp=dcp)
+    return faults + misfits(model, degrees)
+
+
+def _deployment(
+    gpu: Gpu, layout: Layout, weights: WeightFormat | None, row: Mapping[str, Any]
+) -> Deployment:
+    gpus, tp, pp, cp, dp, ep, dcp = layout
+    return Deployment(
+        gpu=gpu,
+        gpus=gpus,
+        tp=tp,
+        pp=pp,
+        cp=cp,
+        dp=dp,
+        ep=ep,
+        dcp=dcp,
+        weights=weights,
+        utilisation=float(row["utilisation"]),
+        page_tokens=row["page"],
+    )
+
+
+def _prompt(row: Mapping[str, Any]) -> Converted:
+    """The prompt's tokens; contents add up, and their conversions are the note."""
+    if row["context"] is not None:
+        return Converted(tokens=int(row["context"]), note="")
+    parts: list[Converted] = []
+    if row["video"] is not None:
+        fps, per_frame = row["video_fps"], row["video_tokens_per_frame"]
+        parts.append(content.video(row["video"], fps=fps, tokens_per_frame=per_frame))
+    if row["audio"] is not None:
+        parts.append(content.audio(row["audio"], tokens_per_s=row["audio_tokens_per_s"]))
+    if row["code"] is not None:
+        parts.append(content.code(row["code"], tokens_per_line=row["code_tokens_per_line"]))
+    if row["text"] is not None:
+        parts.append(content.text(row["text"], tokens_per_word=row["text_tokens_per_word"]))
+    return Converted(
+        tokens=sum(part.tokens for part in parts), note="; ".join(part.note for part in parts)
+    )

@@ -1,0 +1,196 @@
+"""Rows, tries, explanations and sweeps."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+from shapes import H100, H200, LLAMA_8B, LLAMA_70B, deepseek_v3, hybrid, on
+
+from lcprof.domain.case import Case
+from lcprof.domain.deployment import Deployment
+from lcprof.domain.kv import parse_kv
+from lcprof.domain.model import ModelShape
+from lcprof.domain.workload import Workload
+from lcprof.plan.explain import explain
+from lcprof.plan.row import case_columns, plan_case, plan_cases
+from lcprof.plan.sweep import sweep
+from lcprof.plan.tries import fewest_gpus, tries
+
+
+def case(
+    model: ModelShape,
+    deployment: Deployment,
+    context: float,
+    *,
+    kv: str = "bf16",
+    concurrency: float = 1.0,
+    output: float = 1.0,
+) -> Case:
+    return Case(
+        model=model,
+        deployment=deployment,
+        kv=parse_kv(kv, where="test"),
+        kv_spec=kv,
+        workload=Workload(context_tokens=context, concurrency=concurrency, output_tokens=output),
+    )
+
+
+CASES = {
+    "fits": case(LLAMA_8B, on(H100), 131_072.0),
+    "kv": case(LLAMA_8B, on(H200), 1_048_576.0),
+    "weights": case(deepseek_v3(), on(H100), 8192.0),
+    "hybrid": case(hybrid(), on(H100, pp=2), 262_144.0, concurrency=7.0, output=100.0),
+    "offload": case(LLAMA_8B, on(H100), 524_288.0, kv="fp8+offload:fraction=50%"),
+    "h2o": case(LLAMA_8B, on(H200), 524_288.0, kv="h2o:budget=20%", concurrency=2.0),
+    "latent": case(LLAMA_8B, on(H100, tp=2), 131_072.0, kv="share:latent=512"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_memory_adds_up(name: str) -> None:
+    row = plan_case(CASES[name])
+    held = row.estimate
+    parts = held.weights_bytes_per_gpu + held.kv_reserved_bytes_per_gpu
+    parts += held.kv_prefill_bytes_per_gpu
+    parts += held.activation_bytes_per_gpu + held.logits_bytes_per_gpu
+    parts += held.workspace_bytes_per_gpu + held.runtime_bytes_per_gpu
+    assert held.total_bytes_per_gpu <= parts * (1 + 1e-12)
+    if CASES[name].deployment.pp == 1:
+        assert held.total_bytes_per_gpu == pytest.approx(parts, rel=1e-12)
+    assert held.fits == (held.total_bytes_per_gpu <= held.capacity_bytes_per_gpu)
+    assert held.kv_reserved_bytes_per_gpu >= held.kv_bytes_per_gpu
+    json.dumps(row.columns(), allow_nan=False)
+
+
+def test_cases_planned_together_are_the_same_rows() -> None:
+    cases = [
+        replace(
+            CASES[name],
+            workload=replace(
+                CASES[name].workload, context_tokens=1000.0 * step, concurrency=float(step % 7 + 1)
+            ),
+        )
+        for step in range(1, 80)
+        for name in ("fits", "hybrid", "offload")
+    ]
+    together = plan_cases(iter(cases))
+    assert [row.case for row in together] == cases
+    for row, asked in zip(together, cases, strict=True):
+        assert row.columns() == plan_case(asked).columns()
+
+
+def test_what_breaks_first() -> None:
+    assert plan_case(CASES["fits"]).estimate.limited_by == ""
+    assert plan_case(CASES["kv"]).estimate.limited_by == "kv"
+    assert plan_case(CASES["weights"]).estimate.limited_by == "weights"
+    wide = replace(CASES["fits"].workload, chunk_tokens=1_000_000.0, context_tokens=1_000_000.0)
+    unchunked = plan_case(replace(CASES["fits"], workload=wide))
+    assert unchunked.estimate.limited_by == "activations"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_tries_do_what_they_say(name: str) -> None:
+    row = plan_case(CASES[name])
+    offers, asked = tries(row), case_columns(row.case)
+    assert offers
+    for offer in offers:
+        assert offer.row.estimate.fits
+        assert plan_case(offer.row.case).columns() == offer.row.columns()
+        changed = {
+            name for name, value in case_columns(offer.row.case).items() if value != asked[name]
+        }
+        assert changed
+
+
+def test_fewest_gpus_is_the_fewest() -> None:
+    fewest = fewest_gpus(case(LLAMA_70B, on(H100), 131_072.0))
+    assert fewest is not None
+    # 141 GB of weights and 43 GB of KV against 77 GB a GPU: two hold the weights but not the
+    # rest (92 GB each), four hold 46 GB each.
+    assert fewest.case.deployment.gpus == 4
+    assert not plan_case(case(LLAMA_70B, on(H100, tp=2), 131_072.0)).estimate.fits
+
+
+def test_offload_moves_bytes_and_is_bound_by_the_bus() -> None:
+    here = plan_case(case(LLAMA_8B, on(H100), 131_072.0)).estimate
+    away = plan_case(case(LLAMA_8B, on(H100), 131_072.0, kv="offload:fraction=50%")).estimate
+    assert away.kv_bytes_per_gpu == here.kv_bytes_per_gpu / 2
+    assert away.kv_host_bytes_per_gpu == here.kv_bytes_per_gpu / 2
+    # 8.6 GB over a 64 GB/s bus.
+    assert away.tpot_floor_s == pytest.approx(131_072 * 131_072 / 2 / 64e9, rel=1e-6)
+
+
+def test_eviction_after_the_prompt_holds_the_prompt_first() -> None:
+    snap = case(LLAMA_8B, on(H200), 262_144.0, kv="snapkv:budget=4096", concurrency=3.0)
+    chunked = plan_case(snap).estimate
+    assert chunked.kv_bytes_per_gpu == 3 * 4096 * 131_072
+    assert chunked.kv_prefill_bytes_per_gpu == (262_144 - 4096) * 131_072
+    at_once = replace(snap, workload=replace(snap.workload, chunk_tokens=262_144.0))
+    # One of 32 layers at a time.
+    unchunked = plan_case(at_once).estimate
+    assert unchunked.kv_prefill_bytes_per_gpu == (262_144 - 4096) * 131_072 / 32
+
+
+def test_a_shared_prefix_is_stored_once_and_not_computed_again() -> None:
+    alone = case(LLAMA_8B, on(H200), 100_000.0, concurrency=4.0)
+    shared = replace(alone, workload=replace(alone.workload, prefix_tokens=80_000.0))
+    one, other = plan_case(alone).estimate, plan_case(shared).estimate
+    assert one.kv_bytes_per_gpu - other.kv_bytes_per_gpu == 3 * 80_000 * 131_072
+    assert other.prefill_attention_flops < one.prefill_attention_flops
+    assert other.decode_step_flops == one.decode_step_flops
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_explanations_agree_with_the_row(name: str) -> None:
+    row = plan_case(CASES[name])
+    columns = row.columns()
+    explained = {item.column: item for item in explain(row)}
+    for column, item in explained.items():
+        assert item.value == columns[column], column
+        assert item.formula
+        assert item.source
+    for column in (
+        "kv_bytes_per_token",
+        "kv_bytes_per_token_all_layers",
+        "kv_state_bytes_per_sequence",
+        "prefill_flops",
+        "decode_step_flops",
+    ):
+        item = explained[column]
+        total = sum(term.value or 0.0 for term in item.terms)
+        assert total == pytest.approx(item.value, rel=1e-12), column
+
+
+def test_a_sweep_is_the_same_rows() -> None:
+    models, contexts, batches = [LLAMA_8B, hybrid()], [4096.0, 1e6], [1.0, 8.0, 64.0]
+    deployments = [on(H100, tp=2), on(H200, tp=2), on(H200)]
+    specs = ["bf16", "kivi:bits=4,group=32", "share:latent=512"]
+    table = sweep(
+        models=models,
+        deployments=deployments,
+        kv=specs,
+        context_tokens=contexts,
+        concurrency=batches,
+        output_tokens=10.0,
+    )
+    assert len(table) == 2 * 3 * 3 * 2 * 3
+    records = iter(table.to_dict("records"))
+    for model in models:
+        for deployment in deployments:
+            for spec in specs:
+                for context in contexts:
+                    for batch in batches:
+                        asked = case(
+                            model, deployment, context, kv=spec, concurrency=batch, output=10.0
+                        )
+                        expected = plan_case(asked).columns()
+                        found = next(records)
+                        assert list(found) == list(expected)
+                        for name, value in expected.items():
+                            if value is None:
+                                assert np.isnan(found[name])
+                            else:
+                                assert found[name] == value, name
