@@ -26,14 +26,15 @@ from lcprof.calibrate.published.startup import fitted_groups, score_startup
 from lcprof.calibrate.published.tables import TABLES
 from lcprof.cost.timing.ceilings import ceilings_of
 from lcprof.cost.timing.families import PARAMETERS
-from lcprof.domain.calibration import Fit
+from lcprof.domain.calibration import Fit, spread
 from lcprof.domain.gpu import Gpu
 from lcprof.errors import LcprofError
 from lcprof.scenario.accuracy import FIELDS, Accuracy, write_accuracy
 from lcprof.scenario.gpus import load_gpu
-from lcprof.scenario.transport import fit_for, widened
+from lcprof.scenario.transport import Calibrations, widened
 
 DATA = Path(__file__).resolve().parent / "data"
+CALIBRATIONS = Calibrations(PARAMETERS)
 STARTUP = "engine_startup_memory"
 
 
@@ -78,7 +79,7 @@ def predicted_rows(table: Table, frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.
         predicted = batch.family.seconds(batch.call, ceilings, fit.parameters)
         large = np.broadcast_to(batch.family.large(batch.call), predicted.shape)
         distance = np.broadcast_to(fit.distance(batch.family.features(batch.call)), large.shape)
-        ends = {kind: fit.bounds(kind, distance) for kind in ("large", "small")}
+        ends = {kind: fit.bounds(kind, spread(distance)) for kind in ("large", "small")}
         low, high = (np.where(large, ends["large"][i], ends["small"][i]) for i in (0, 1))
         rows = pd.DataFrame(
             {
@@ -112,7 +113,7 @@ def predicted_rows(table: Table, frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.
 def fit_of(batch: Batch, gpu: Gpu) -> tuple[Fit | None, bool]:
     """The fit that predicts a batch, and whether it is another GPU's or another variant's."""
     for variant in (batch.variant, *batch.stand_ins):
-        found = fit_for(gpu, batch.stack, batch.family.name, variant, families=PARAMETERS)
+        found = CALIBRATIONS.find(gpu, batch.stack, batch.family.name, variant)
         if found is not None:
             own = variant == batch.variant
             fit = found.fit if own else widened(found.fit)

@@ -46,6 +46,7 @@ AXES: dict[str, tuple[str, str]] = {
     "prefix": ("TOKENS", "tokens that all prompts share"),
     "utilisation": ("SHARE", "share of memory that the engine may fill: 0.9, 90%"),
     "page": ("TOKENS", "tokens of a KV page"),
+    "stack": ("NAME", "whose kernels times are those of: vllm, sglang, trtllm"),
 }
 """The scenario keys that have a flag of their own: metavar and help."""
 FILE_AXES = ("model", "gpu")
@@ -123,6 +124,7 @@ def _axis_options(command: F) -> F:
     help="print the formula, values and source of every number, or of one",
 )
 @click.option("--engine", metavar="NAME", help="launch line and reservation: vllm, sglang, trtllm")
+@click.option("--hypothetical", is_flag=True, help="times even of what does not fit")
 def plan(
     scenario: str | None,
     settings: tuple[str, ...],
@@ -130,6 +132,7 @@ def plan(
     csv_path: str | None,
     explain: str | None,
     engine: str | None,
+    hypothetical: bool,
     **axes: tuple[str, ...],
 ) -> int:
     """Plan a scenario: does it fit, what does it cost, what would change that.
@@ -146,7 +149,9 @@ def plan(
         raise click.UsageError("--engine and --explain cannot be given together")
     serving = _engine(engine) if engine is not None else None
     column = _column(explain) if explain else ""
-    asked = _asked(scenario, axes, settings)
+    if serving is not None:
+        axes["stack"] = axes["stack"] or (serving.name,)
+    asked = _asked(scenario, axes, settings, hypothetical=hypothetical)
     rows = asked.rows
 
     from lcprof.report import export
@@ -228,7 +233,11 @@ class Asked(Struct, frozen=True, kw_only=True):
 
 
 def _asked(
-    scenario: str | None, axes: Mapping[str, tuple[str, ...]], settings: tuple[str, ...]
+    scenario: str | None,
+    axes: Mapping[str, tuple[str, ...]],
+    settings: tuple[str, ...],
+    *,
+    hypothetical: bool,
 ) -> Asked:
     """Reads, expands and plans. Raises InputError with every fault."""
     from lcprof.plan.row import plan_cases
@@ -248,6 +257,8 @@ def _asked(
         cases = expand(read, where=where, places=places, base=base)
     except InputError as error:
         raise InputError(map(_with_flag, error.faults)) from None
+    if hypothetical:
+        cases = [replace(case, hypothetical=True) for case in cases]
     return Asked(rows=plan_cases(cases), question=read.question, keys=frozenset(data))
 
 
@@ -346,8 +357,10 @@ def _with_flag(fault: Fault) -> Fault:
 
 def _column(name: str) -> str:
     from lcprof.plan.estimate import Estimate
+    from lcprof.plan.times import Times
 
-    known = [*Estimate.__struct_fields__, "max_context_tokens", "max_concurrency"]
+    sized = (*Estimate.__struct_fields__, *Times.__struct_fields__)
+    known = [*sized, "max_context_tokens", "max_concurrency"]
     if name not in known:
         hint = nearest(name, known) or "one of the columns of --json"
         raise InputError.one("--explain", given=name, expected=f"a column; {hint}")

@@ -79,15 +79,17 @@ def exp(a: Any) -> Any:
         return math.exp(a)
     import numpy as np
 
-    flat = np.fromiter(map(math.exp, a.ravel()), dtype=np.float64, count=a.size)
-    return flat.reshape(a.shape)
+    return np.array([math.exp(each) for each in a.ravel().tolist()]).reshape(a.shape)
 
 
-def log(a: Any) -> Any:
-    """Element-wise natural logarithm through the C library, for the reason of `exp`."""
+def power(a: Any, exponent: float) -> Any:
+    """Element-wise a^exponent through the C library, for the reason of `exp`; quick where most
+    elements are 1."""
     if isinstance(a, SCALARS):
-        return math.log(a)
+        return math.pow(a, exponent)
     import numpy as np
 
-    flat = np.fromiter(map(math.log, a.ravel()), dtype=np.float64, count=a.size)
-    return flat.reshape(a.shape)
+    found = np.ones(a.shape)
+    other = a != 1.0
+    found[other] = [math.pow(each, exponent) for each in a[other].tolist()]
+    return found

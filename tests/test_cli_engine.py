@@ -77,7 +77,7 @@ def test_of_several_rows_the_one_of_the_offers_is_launched(capsys: Output) -> No
 
 def test_json_has_an_engine_object_only_when_asked(capsys: Output) -> None:
     asked = [*SMALL, "--kv", "bf16,fp8"]
-    plain = rows(capsys, asked)
+    plain = rows(capsys, [*asked, "--stack", "sglang"])
     answered = rows(capsys, [*asked, "--engine", "sglang"])
     assert all("engine" not in row for row in plain)
     assert [{k: v for k, v in row.items() if k != "engine"} for row in answered] == plain

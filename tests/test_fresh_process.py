@@ -13,10 +13,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {"numpy", "pandas", "torch", "triton", "altair", "vl_convert", "pynvml", "lcprof_kernels"}
-UNASKED = ("lcprof.cost.engine", "lcprof.cost.timing", "lcprof.calibrate", "lcprof.report.launch",
+UNASKED = ("lcprof.cost.engine", "lcprof.calibrate", "lcprof.report.launch",
            "lcprof.report.engine", "lcprof.report.accuracy", "lcprof.scenario.engines",
-           "lcprof.scenario.accuracy", "lcprof.scenario.calibrations",
-           "lcprof.scenario.transport")  # fmt: skip
+           "lcprof.scenario.accuracy")  # fmt: skip
 SLOW = {"importlib.metadata", "asyncio", "http.client", "huggingface_hub"}
 PLAN = [sys.executable, "-m", "lcprof", "plan", "scenarios/smoke.yaml"]
 YARDSTICK = [sys.executable, "-c", "import click, rich.table, yaml"]

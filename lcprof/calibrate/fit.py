@@ -9,9 +9,11 @@ scale, so every one is positive.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from lcprof.cost.timing.ceilings import Ceilings
 from lcprof.cost.timing.family import Family
@@ -36,8 +38,7 @@ GROUPS_SHORT = 4.0
 4 / groups: the fewer were left out, the less their errors say of shapes not measured at all."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Samples:
+class Samples(Struct, frozen=True, kw_only=True):
     """Measured calls of one family and variant. `call`'s arrays, `measured_s` and `groups` (which
     shape and model a row belongs to) have one element per row."""
 
@@ -54,12 +55,12 @@ def taken(call: Any, index: Any) -> Any:
     import numpy as np
 
     picked = {}
-    for item in fields(call):
-        value = getattr(call, item.name)
+    for name in call.__struct_fields__:
+        value = getattr(call, name)
         if isinstance(value, np.ndarray):
-            picked[item.name] = value[index]
-        elif is_dataclass(value):
-            picked[item.name] = taken(value, index)
+            picked[name] = value[index]
+        elif isinstance(value, Struct):
+            picked[name] = taken(value, index)
     return replace(call, **picked)
 
 
@@ -69,12 +70,12 @@ def joined(calls: Sequence[Any]) -> Any:
 
     first = calls[0]
     together = {}
-    for item in fields(first):
-        values = [getattr(call, item.name) for call in calls]
+    for name in first.__struct_fields__:
+        values = [getattr(call, name) for call in calls]
         if isinstance(values[0], np.ndarray):
-            together[item.name] = np.concatenate(values)
-        elif is_dataclass(values[0]):
-            together[item.name] = joined(values)
+            together[name] = np.concatenate(values)
+        elif isinstance(values[0], Struct):
+            together[name] = joined(values)
     return replace(first, **together)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from lcprof.num import exp, larger, log
+from msgspec import Struct
+
+from lcprof.num import larger, power
 
 VOUCHED_RATIO = 64.0
 """A call further outside its box than this is not vouched for."""
@@ -15,8 +17,7 @@ WIDENING = 0.06
 box: 4 % at twice its end, 13 % at eight times, 28 % at 64 times."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Parameter:
+class Parameter(Struct, frozen=True, kw_only=True):
     """One number that a fit finds: what it means, where the search starts and may go."""
 
     meaning: str
@@ -25,8 +26,7 @@ class Parameter:
     high: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Residuals:
+class Residuals(Struct, frozen=True, kw_only=True):
     """How far predictions were from measurements of shapes that their fit had not seen.
 
     `median` and `p90` are of |predicted / measured - 1|; `low` and `high` are the 5 % and 95 %
@@ -40,8 +40,7 @@ class Residuals:
     high: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fit:
+class Fit(Struct, frozen=True, kw_only=True):
     """One variant of an operation family on one GPU and stack.
 
     `box` maps each feature of a call to the least and largest value measured. `residuals` has the
@@ -69,17 +68,22 @@ class Fit:
                 ratio = larger(ratio, larger(past, short))
         return ratio
 
-    def bounds(self, kind: str, distance: Any) -> tuple[Any, Any]:
+    def bounds(self, kind: str, spread: Any) -> tuple[Any, Any]:
         """What to multiply a predicted time by for the low and the high end of an interval that
-        nine in ten measurements fall in; `kind` is "large" or "small", `distance` from `distance`.
+        nine in ten measurements fall in; `kind` is "large" or "small", `spread` from `spread`.
         """
         residuals = self.residuals.get(kind) or next(iter(self.residuals.values()))
-        wider = WIDENING * log(distance)
-        return exp(min(residuals.low, 0.0) - wider), exp(max(residuals.high, 0.0) + wider)
+        return math.exp(min(residuals.low, 0.0)) / spread, math.exp(
+            max(residuals.high, 0.0)
+        ) * spread
 
 
-@dataclass(frozen=True, kw_only=True)
-class Calibration:
+def spread(distance: Any) -> Any:
+    """By what factor each end of an interval moves outwards at a distance from the box."""
+    return power(distance, WIDENING)
+
+
+class Calibration(Struct, frozen=True, kw_only=True):
     """Everything fitted for one GPU and one kernel stack, with where the measurements come from.
 
     `split` says which part of the source's groups the fits saw.

@@ -14,7 +14,8 @@ class Case(Struct, frozen=True, kw_only=True):
     """A model on a deployment, with a KV strategy, under a workload.
 
     `kv_spec` is the strategy as the user wrote it. `notes` are sentences on how the inputs were
-    read (a content conversion, a fallback), to be shown with the result.
+    read (a content conversion, a fallback), to be shown with the result. `hypothetical` asks for
+    times even where the case does not fit.
     """
 
     model: ModelShape
@@ -23,3 +24,4 @@ class Case(Struct, frozen=True, kw_only=True):
     kv_spec: str
     workload: Workload[float]
     notes: tuple[str, ...] = ()
+    hypothetical: bool = False

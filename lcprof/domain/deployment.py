@@ -7,6 +7,11 @@ from msgspec import Struct
 from lcprof.domain.gpu import Gpu
 from lcprof.domain.weights import WeightFormat
 
+STACKS = ("vllm", "sglang", "trtllm")
+"""The serving stacks whose kernels a plan's times can be those of."""
+NODE_GPUS = 8
+"""GPUs that NVLink joins (an HGX board); what lies beyond is reached over a network."""
+
 
 class Deployment(Struct, frozen=True, kw_only=True):
     """One instance of a model on `gpus` GPUs: gpus = tp · pp · cp · dp.
@@ -20,6 +25,7 @@ class Deployment(Struct, frozen=True, kw_only=True):
     - `weights`: None keeps the checkpoint's own formats.
     - `utilisation`: the share of the driver's memory that the engine may fill.
     - `page_tokens`: tokens of a KV page.
+    - `stack`: whose kernels run, one of `STACKS`.
     """
 
     gpu: Gpu
@@ -33,3 +39,4 @@ class Deployment(Struct, frozen=True, kw_only=True):
     weights: WeightFormat | None = None
     utilisation: float = 0.9
     page_tokens: int = 16
+    stack: str = "vllm"

@@ -165,6 +165,7 @@ class Counts(Struct, Generic[Num], frozen=True, kw_only=True):
     token: TokenBytes
     span: prefill.Span[Num]
     output_tokens: float
+    decode: Step[Num]
     held: Memory[Num]
     prefill: Work[Num]
     prefill_flops: Num
@@ -194,6 +195,7 @@ def count(
         token=token_bytes(model, kv),
         span=span,
         output_tokens=workload.output_tokens,
+        decode=step,
         held=held,
         prefill=first,
         prefill_flops=first.flops(),

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from lcprof.cost.decode import Step
+from lcprof.cost.expected.task import Timed, UnmeasuredError
+from lcprof.cost.expected.whole import Clock
 from lcprof.cost.memory import COLLECTIVE_BYTES, RUNTIME_BYTES, final_tokens, stage_contents
 from lcprof.cost.operation import Operation
 from lcprof.cost.prefill import Span
@@ -15,8 +17,10 @@ from lcprof.cost.total import Work, decode_work, prefill_work
 from lcprof.cost.weights import embedding_rank_bytes, group_rank_bytes
 from lcprof.domain.kv.stream import Stream, state_bytes, streams
 from lcprof.domain.model import ModelShape
-from lcprof.plan.estimate import ENDLESS, growth, remade
+from lcprof.plan.estimate import ENDLESS, count, growth, remade
+from lcprof.plan.fits import fits_for
 from lcprof.plan.row import Row
+from lcprof.plan.times import timings
 
 
 class Term(Struct, frozen=True, kw_only=True):
@@ -41,7 +45,8 @@ class Explanation(Struct, frozen=True, kw_only=True):
 def explain(row: Row) -> list[Explanation]:
     """An explanation of every sized or timed column of a row, in the order of a plan."""
     model = remade(row.case.model, row.case.kv)
-    return [*_cache(row, model), *_memory(row, model), *_work(row, model), *_inverse(row)]
+    sized = [*_cache(row, model), *_memory(row, model), *_work(row, model)]
+    return [*sized, *_expected(row), *_inverse(row)]
 
 
 def _entry(stream: Stream, row: Row) -> str:
@@ -58,14 +63,14 @@ def _cache(row: Row, model: ModelShape) -> list[Explanation]:
     everywhere: list[Term] = []
     index: list[Term] = []
     fixed: list[Term] = []
-    for group, count in zip(model.groups, model.group_counts(), strict=True):
+    for group, layers in zip(model.groups, model.group_counts(), strict=True):
         if state_bytes(group.mixer):
-            text = f"{count} {group.name} layers, recurrent state and convolution tail"
-            fixed.append(Term(text=text, value=count * state_bytes(group.mixer)))
+            text = f"{layers} {group.name} layers, recurrent state and convolution tail"
+            fixed.append(Term(text=text, value=layers * state_bytes(group.mixer)))
         for stream in streams(group.mixer):
             rate = kv.bytes_per_token(stream)
-            text = f"{count} {group.name} layers x {_entry(stream, row)} ({rate:,.10g} B)"
-            term = Term(text=text, value=count * rate)
+            text = f"{layers} {group.name} layers x {_entry(stream, row)} ({rate:,.10g} B)"
+            term = Term(text=text, value=layers * rate)
             if stream.kind == "index":
                 index.append(term)
                 continue
@@ -74,10 +79,10 @@ def _cache(row: Row, model: ModelShape) -> list[Explanation]:
             kept = growth(kv, stream)
             if kept:
                 share = "" if kept == 1 else f" x {kept:.4g} of the context kept"
-                growing.append(Term(text=text + share, value=count * rate * kept))
+                growing.append(Term(text=text + share, value=layers * rate * kept))
                 continue
             tokens = kv.stored_tokens(stream, ENDLESS)
-            value = count * kv.stored_bytes(stream, ENDLESS)
+            value = layers * kv.stored_bytes(stream, ENDLESS)
             fixed.append(Term(text=f"{text} x {tokens:,.0f} tokens kept", value=value))
     source = "2 x kv_heads x head_dim x bytes for grouped attention (arXiv:2305.13245); 512 + 64 "
     source += "elements a token for MLA (arXiv:2405.04434, section 2.1); the config of the model"
@@ -253,7 +258,7 @@ def _memory(row: Row, model: ModelShape) -> list[Explanation]:
 
 def _work(row: Row, model: ModelShape) -> list[Explanation]:
     estimate, deployment, workload = row.estimate, row.case.deployment, row.case.workload
-    kv, gpu = row.case.kv, deployment.gpu
+    kv = row.case.kv
     span: Span[float] = Span(
         start=workload.prefix_tokens,
         tokens=workload.context_tokens - workload.prefix_tokens,
@@ -262,11 +267,6 @@ def _work(row: Row, model: ModelShape) -> list[Explanation]:
     step: Step[float] = Step(sequences=workload.concurrency, context_tokens=workload.context_tokens)
     first = prefill_work(model, deployment, kv, span)
     each = decode_work(model, deployment, kv, step)
-    peaks = Term(
-        text=f"{gpu.name}: {gpu.flops_per_s('bf16') / 1e12:,.6g} dense bf16 TFLOP/s, "
-        f"{gpu.bandwidth_bytes_per_s / 1e12:,.4g} TB/s"
-    )
-    floor = "largest of FLOPs / peak, HBM bytes / bandwidth, sent bytes / link, host bytes / PCIe"
     return [
         Explanation(
             column="prefill_flops",
@@ -295,6 +295,18 @@ def _work(row: Row, model: ModelShape) -> list[Explanation]:
             else (),
             source="experts touched: E·(1 - (1 - k/E)^tokens) under uniform routing",
         ),
+        *(_floors(row) if row.has_times else ()),
+    ]
+
+
+def _floors(row: Row) -> list[Explanation]:
+    estimate, gpu = row.estimate, row.case.deployment.gpu
+    peaks = Term(
+        text=f"{gpu.name}: {gpu.flops_per_s('bf16') / 1e12:,.6g} dense bf16 TFLOP/s, "
+        f"{gpu.bandwidth_bytes_per_s / 1e12:,.4g} TB/s"
+    )
+    floor = "largest of FLOPs / peak, HBM bytes / bandwidth, sent bytes / link, host bytes / PCIe"
+    return [
         Explanation(
             column="ttft_floor_s",
             value=estimate.ttft_floor_s,
@@ -312,6 +324,45 @@ def _work(row: Row, model: ModelShape) -> list[Explanation]:
             source="as above",
         ),
     ]
+
+
+def _expected(row: Row) -> list[Explanation]:
+    """The expected times, by operation."""
+    case, columns = row.case, row.columns()
+    gpu = case.deployment.gpu
+    try:
+        counts = count(case.model, case.deployment, case.kv, case.workload)
+        first, step, _ = timings(counts, case.deployment, Clock(gpu, fits_for(gpu)))
+    except UnmeasuredError:
+        return []
+    found = []
+    for name, each, formula in (
+        ("ttft", first, "kernels of every chunk, one after the other"),
+        ("tpot", step, "kernels of one step, one after the other, stage after stage"),
+    ):
+        if columns[f"{name}_s"] is None:
+            continue
+        low, high = columns[f"{name}_low_s"], columns[f"{name}_high_s"]
+        found.append(
+            Explanation(
+                column=f"{name}_s",
+                value=columns[f"{name}_s"],
+                unit="s",
+                formula=f"{formula}; nine in ten lie from {low:.4g} s to {high:.4g} s",
+                terms=tuple(map(_timed_term, each.parts)),
+                source=f"{columns[f'{name}_basis']}; calibrations of {case.deployment.stack} and "
+                "what is most like it (lcprof accuracy)",
+            )
+        )
+    return found
+
+
+def _timed_term(part: Timed) -> Term:
+    kernels = dict.fromkeys(f"{f.variant[0]} {f.variant[1]} on {f.measured_on}" for f in part.found)
+    beyond = f", x{part.distance:.3g} beyond what was measured" if part.distance > 1 else ""
+    low, high = part.below_s / part.seconds, part.above_s / part.seconds
+    text = f"{part.operation} (-{low:.0%} +{high:.0%}{beyond}; {', '.join(kernels)})"
+    return Term(text=text, value=part.seconds)
 
 
 def _by_name(work: Work[float], quantity: Callable[[Operation[float]], float]) -> tuple[Term, ...]:

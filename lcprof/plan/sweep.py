@@ -7,20 +7,28 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
+from lcprof.cost.expected.whole import Clock
 from lcprof.domain.case import Case
 from lcprof.domain.deployment import Deployment
-from lcprof.domain.kv import KvStrategy, parse_kv
+from lcprof.domain.gpu import Gpu
+from lcprof.domain.kv import parse_kv
 from lcprof.domain.model import ModelShape
 from lcprof.domain.workload import Workload
-from lcprof.plan.estimate import LIMITS, capacity_bytes, count, finish, remade
-from lcprof.plan.row import case_columns
+from lcprof.plan.estimate import LIMITS, capacity_bytes, count, finish
+from lcprof.plan.fits import fits_for
+from lcprof.plan.row import FLOORS, case_columns
 from lcprof.plan.search import LIMIT, max_concurrency, max_context_tokens
+from lcprof.plan.times import Times, named, times
 
 if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-TEXT_COLUMNS = ("model", "gpu", "kv", "weights", "limited_by")
+CODES = {name: said for name in Times.__struct_fields__ if (said := named(name))}
+CODES["limit_code"] = ("limited_by", LIMITS)
+CODED = dict(CODES.values())
+"""Columns whose values are positions of names."""
+TEXT_COLUMNS = ("model", "gpu", "kv", "weights", "stack", "no_times", *CODED)
 
 
 def sweep(
@@ -33,12 +41,14 @@ def sweep(
     output_tokens: float = 1.0,
     prefix_tokens: float = 0.0,
     chunk_tokens: float = 8192.0,
+    hypothetical: bool = False,
 ) -> pd.DataFrame:
     """A DataFrame of every combination, one row each, with the columns of a plan's row.
 
     Rows are ordered by model, deployment, strategy, context and concurrency, the last fastest.
     Text columns are categorical. An inverse answer that memory does not bound is NaN, as is an
-    unknown `max_position_tokens`.
+    unknown `max_position_tokens`, and every time of a point that does not fit, unless the sweep is
+    `hypothetical`. Raises InputError for a damaged calibration.
     """
     import numpy as np
     import pandas as pd
@@ -54,10 +64,20 @@ def sweep(
     table = _Table(shape)
     strategies = [parse_kv(spec, where="sweep") for spec in kv]
     alike = _alike(deployments)
+    clocks = {d.gpu: Clock(d.gpu, fits_for(d.gpu)) for d in deployments}
     for m, model in enumerate(models):
         for k, (spec, strategy) in enumerate(zip(kv, strategies, strict=True)):
             for layout in alike:
-                rows = _kinds(model, strategy, spec, [deployments[d] for d in layout], workload)
+                same = [deployments[d] for d in layout]
+                case = Case(
+                    model=model,
+                    deployment=same[0],
+                    kv=strategy,
+                    kv_spec=spec,
+                    workload=workload,
+                    hypothetical=hypothetical,
+                )
+                rows = _kinds(case, same, clocks)
                 for d, row in zip(layout, rows, strict=True):
                     table.put((m, d, k), row)
     return pd.DataFrame(table.series(), copy=False)
@@ -76,37 +96,36 @@ def _alike(deployments: Sequence[Deployment]) -> list[list[int]]:
 
 
 def _kinds(
-    model: ModelShape,
-    strategy: KvStrategy,
-    spec: str,
-    deployments: Sequence[Deployment],
-    workload: Workload[Any],
+    case: Case, deployments: Sequence[Deployment], clocks: Mapping[Gpu, Clock]
 ) -> list[dict[str, Any]]:
-    """The columns of one model and strategy on deployments of one layout: work is counted once,
-    the inverse searches run over all capacities at once."""
+    """The columns of one model and strategy on deployments of one layout, that of `case`: work is
+    counted once, the inverse searches run over all capacities at once."""
     import numpy as np
 
-    first = deployments[0]
-    counts = count(model, first, strategy, workload)
-    made = remade(model, strategy)
+    first = case.deployment
+    workload: Workload[Any] = case.workload
+    counts = count(case.model, first, case.kv, workload)
     capacities = np.array([capacity_bytes(d) for d in deployments]).reshape(-1, 1, 1)
-    contexts = max_context_tokens(made, first, strategy, workload, capacities)
-    sequences = max_concurrency(made, first, strategy, workload, capacities)
+    contexts = max_context_tokens(counts.model, first, case.kv, workload, capacities)
+    sequences = max_concurrency(counts.model, first, case.kv, workload, capacities)
     contexts = np.where(contexts >= LIMIT, np.nan, contexts)
     sequences = np.where(sequences >= LIMIT, np.nan, sequences)
     rows: list[dict[str, Any]] = []
     for index, deployment in enumerate(deployments):
         estimate = finish(counts, deployment)
-        case = Case(
-            model=model, deployment=deployment, kv=strategy, kv_spec=spec, workload=workload
-        )
-        columns = case_columns(case)
-        for name in estimate.__struct_fields__:
-            column = "limited_by" if name == "limit_code" else name
-            columns[column] = getattr(estimate, name)
+        shown = estimate.fits | case.hypothetical
+        found, reason = times(counts, deployment, clocks[deployment.gpu], shown)
+        columns = case_columns(replace(case, deployment=deployment))
+        for table in (estimate, found):
+            for name in table.__struct_fields__:
+                value = getattr(table, name)
+                if name in FLOORS:
+                    value = np.where(shown, value, np.nan)
+                columns[CODES[name][0] if name in CODES else name] = value
+        columns["no_times"] = reason
         columns["max_context_tokens"] = contexts[index]
         columns["max_concurrency"] = sequences[index]
-        columns["max_position_tokens"] = float(model.positions or np.nan)
+        columns["max_position_tokens"] = float(case.model.positions or np.nan)
         rows.append(columns)
     return rows
 
@@ -121,7 +140,8 @@ class _Table:
         self.numbers: dict[str, NDArray[Any]] = {}
         self.order: dict[str, None] = {}
         self.labels: dict[str, dict[str, int]] = {name: {} for name in TEXT_COLUMNS}
-        self.labels["limited_by"] = {name: code for code, name in enumerate(LIMITS)}
+        for name, said in CODED.items():
+            self.labels[name] = {each: code for code, each in enumerate(said)}
 
     def put(self, kind: tuple[int, int, int], row: Mapping[str, Any]) -> None:
         self.order |= dict.fromkeys(row)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 BREAKS = {"weights": "weights", "activations": "activations", "kv": "KV cache"}
 INDENT = "  "
 MOST_FACTS = 4
-FLOOR_NOTE = "No faster than: data-sheet peaks, perfect overlap. Real times are longer."
+FLOOR_NOTE = "Floor: data-sheet peaks, perfect overlap."
 
 
 class Offer(Struct, frozen=True, kw_only=True):
@@ -93,9 +93,18 @@ def _several(
     page: list[RenderableType] = [verdict, "", _facts(rows, question), ""]
     for row in [best] if best is rows[0] else [rows[0], best]:
         page += [*_memory(row, screen, row_label(row, names)), ""]
-    page += [*table(rows, names, screen.width), Text(FLOOR_NOTE, style="dim")]
+    page += [*table(rows, names, screen.width), Text(_times_note(rows), style="dim")]
     page += [Text(note, style="dim") for note in _strategy_notes(rows)]
     return [*page, *_tries(answers, row_label(answers.row, names), screen.width)]
+
+
+def _times_note(rows: Sequence[Row]) -> str:
+    """What the times of a table mean."""
+    stacks = dict.fromkeys(STACK_NAMES[row.case.deployment.stack] for row in rows)
+    note = f"Times are expected on {' or '.join(stacks)}'s kernels, one request's TTFT."
+    if any(row.has_times and row.columns()["tpot_s"] is None for row in rows):
+        note += " >: floor, no measured kernel is like it."
+    return note
 
 
 def _strategy_notes(rows: Sequence[Row]) -> list[str]:
@@ -280,51 +289,97 @@ def _memory(row: Row, screen: Screen, label: str = "") -> list[RenderableType]:
 
 def _work(row: Row) -> list[RenderableType]:
     from rich.table import Table
-    from rich.text import Text
 
     estimate, workload = row.estimate, row.case.workload
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False)
     grid.add_column("Work", no_wrap=True)
     grid.add_column("FLOPs", justify="right", no_wrap=True)
-    grid.add_column("no faster than", justify="right", no_wrap=True)
     grid.add_column("")
     attention = estimate.prefill_attention_flops
     share = attention / estimate.prefill_flops if estimate.prefill_flops else 0.0
     grid.add_row(
         f"{INDENT}prefill, one request",
         show_count(estimate.prefill_flops, "FLOP"),
-        f"TTFT {show_seconds(estimate.ttft_floor_s)}",
         f"{share:.0%} of it attention",
     )
     read = show_bytes(estimate.decode_step_read_bytes_per_gpu)
     grid.add_row(
         f"{INDENT}decode step, {_sequences(workload.concurrency)}",
         show_count(estimate.decode_step_flops, "FLOP"),
-        f"TPOT {show_seconds(estimate.tpot_floor_s)}",
         f"reads {read} per GPU",
     )
-    grid.add_row(f"{INDENT}whole request", "", show_seconds(estimate.request_floor_s), "")
-    grid.add_row(
-        "Prefill attention",
-        "",
-        "",
-        "T x T scores",
-    )
-    grid.add_row(f"{INDENT}FlashAttention", show_count(attention, "FLOP"), "", "never in memory")
+    grid.add_row("Prefill attention", "", "T x T scores")
+    grid.add_row(f"{INDENT}FlashAttention", show_count(attention, "FLOP"), "never in memory")
     grid.add_row(
         f"{INDENT}naive",
         show_count(estimate.naive_prefill_attention_flops, "FLOP"),
-        "",
         f"{show_bytes(estimate.naive_score_bytes_per_layer)} per layer",
     )
     if estimate.prefill_reexpansion_flops:
         grid.add_row(
             f"{INDENT}MLA latents again",
             show_count(estimate.prefill_reexpansion_flops, "FLOP"),
-            "",
             "if chunks expand them",
         )
-    return [grid, Text(f"{INDENT}{FLOOR_NOTE}", style="dim")]
+    return [grid, "", *_times(row)]
+
+
+def _times(row: Row) -> list[RenderableType]:
+    from rich.table import Table
+    from rich.text import Text
+
+    if not row.has_times:
+        line = "No times: it does not fit. --hypothetical gives them all the same."
+        return [Text.assemble(("Times", "bold"), f"  {line}")]
+    estimate, found = row.estimate, row.columns()
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False)
+    grid.add_column("Times", no_wrap=True)
+    for head in ("expected", "9 in 10 within", "floor"):
+        grid.add_column(head, justify="right", no_wrap=True)
+    grid.add_column("rests on")
+
+    def interval(name: str) -> str:
+        low, high = found[f"{name}_low_s"], found[f"{name}_high_s"]
+        return "" if low is None else f"{show_seconds(low)} to {show_seconds(high)}"
+
+    def add(label: str, name: str, floor_s: float) -> None:
+        value = found[f"{name}_s"]
+        text = "-" if value is None else show_seconds(value)
+        within = interval(name) if f"{name}_low_s" in found else ""
+        grid.add_row(INDENT + label, text, within, show_seconds(floor_s), basis(row, name))
+
+    add("TTFT, one request", "ttft", estimate.ttft_floor_s)
+    add("TPOT", "tpot", estimate.tpot_floor_s)
+    add("whole request", "request", estimate.request_floor_s)
+    lines: list[RenderableType] = [grid]
+    rate = found["output_tokens_per_s"]
+    if rate is not None:
+        each = found["output_tokens_per_s_per_gpu"]
+        text = f"{INDENT}Decoding: {rate:,.3g} tokens/s in all, {each:,.3g} per GPU."
+        lines.append(Text(text))
+    unsure = {"TTFT": found["ttft_uncertain"], "TPOT": found["tpot_uncertain"]}
+    least = " and ".join(dict.fromkeys(f"{op} in {name}" for name, op in unsure.items() if op))
+    notes = [f"Expected on {STACK_NAMES[row.case.deployment.stack]}'s kernels. {FLOOR_NOTE}"]
+    if least:
+        notes.append(f"Least certain: {least}.")
+    if row.no_times:
+        notes = [f"Nothing is expected: {row.no_times}. {FLOOR_NOTE}"]
+    if row.case.hypothetical and not estimate.fits:
+        notes.append("Hypothetical: it does not fit.")
+    return [*lines, *(Text(f"{INDENT}{note}", style="dim") for note in notes)]
+
+
+STACK_NAMES = {"vllm": "vLLM", "sglang": "SGLang", "trtllm": "TensorRT-LLM"}
+
+
+def basis(row: Row, name: str) -> str:
+    """What an expected time rests on, and how far it is from what was measured."""
+    columns = row.columns()
+    text = columns.get(f"{name}_basis")
+    if text is None:
+        return ""
+    distance = columns[f"{name}_distance"]
+    return f"{text} x{distance:.3g}" if distance > 1 else str(text)
 
 
 def _limits(row: Row, answers: Answers) -> list[RenderableType]:

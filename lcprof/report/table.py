@@ -43,8 +43,8 @@ FIGURES = (
     Figure(head="\nfits", show=lambda row: "yes" if row.estimate.fits else "no"),
     Figure(head="max\ncontext", show=lambda row: _tokens(row.max_context_tokens)),
     Figure(head="max\nusers", show=lambda row: _count(row.max_concurrency)),
-    Figure(head="TTFT\nfloor", show=lambda row: show_seconds(row.estimate.ttft_floor_s)),
-    Figure(head="TPOT\nfloor", show=lambda row: show_seconds(row.estimate.tpot_floor_s)),
+    Figure(head="\nTTFT", show=lambda row: _seconds(row, "ttft")),
+    Figure(head="\nTPOT", show=lambda row: _seconds(row, "tpot")),
 )
 
 
@@ -132,6 +132,17 @@ def shown(name: str, value: object) -> str:
     if isinstance(value, float):
         return f"{value:.10g}"
     return printable(str(value))
+
+
+def _seconds(row: Row, name: str) -> str:
+    """An expected time; the floor behind ">" where nothing measured gives one."""
+    if not row.has_times:
+        return "-"
+    columns = row.columns()
+    expected = columns[f"{name}_s"]
+    if expected is None:
+        return f">{show_seconds(columns[f'{name}_floor_s'])}"
+    return show_seconds(expected)
 
 
 def _tokens(tokens: float | None) -> str:

@@ -29,7 +29,7 @@ AXES = (
     "gpu",
     "weights",
     *("gpus", "tp", "pp", "cp", "dp", "ep", "dcp"),
-    *("utilisation", "page", "chunk"),
+    *("utilisation", "page", "stack", "chunk"),
     *("video", "video_fps", "video_tokens_per_frame", "audio", "audio_tokens_per_s"),
     *("code", "code_tokens_per_line", "text", "text_tokens_per_word"),
     *("context", "prefix", "output", "concurrency", "kv"),
@@ -63,7 +63,7 @@ def expand(
         model = parts.models[row["model"]]
         named = row["model"], row["gpu"], row["weights"]
         sizes = row["gpus"], row["tp"], row["pp"], row["cp"], row["dp"], row["ep"], row["dcp"]
-        deployment_key = (*named, *sizes, row["utilisation"], row["page"])
+        deployment_key = (*named, *sizes, row["utilisation"], row["page"], row["stack"])
         if deployment_key not in deployments:
             layout = _layout(*sizes)
             found = _layout_faults(layout, sizes, model)
@@ -213,6 +213,7 @@ def _deployment(
         weights=weights,
         utilisation=float(row["utilisation"]),
         page_tokens=row["page"],
+        stack=row["stack"],
     )
 
 

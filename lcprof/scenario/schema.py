@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta
@@ -152,6 +152,13 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Annotated[int, Meta(ge=1, le=65_536, description="tokens of a KV page", examples=[16])],
         ...,
     ] = (16,)
+    stack: tuple[
+        Annotated[
+            Literal["vllm", "sglang", "trtllm"],
+            Meta(description="whose kernels expected times are those of", examples=["vllm"]),
+        ],
+        ...,
+    ] = ("vllm",)
     chunk: tuple[
         Annotated[Tokens, _axis("prefill tokens of one step, over all sequences", "8K")], ...
     ] = (Tokens(8192),)

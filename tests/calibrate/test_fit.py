@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import Struct
+from msgspec.structs import replace
 
 from lcprof.calibrate.fit import (
     Samples,
@@ -30,13 +31,11 @@ GPU = Ceilings(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Inner:
+class Inner(Struct, frozen=True, kw_only=True):
     depth: Any
 
 
-@dataclass(frozen=True, kw_only=True)
-class Copy:
+class Copy(Struct, frozen=True, kw_only=True):
     moved: Any
     inner: Inner
     kind: str = "plain"

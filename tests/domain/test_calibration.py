@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from lcprof.domain.calibration import Calibration, Fit, Residuals
+from lcprof.domain.calibration import Calibration, Fit, Residuals, spread
 
 NARROW = Residuals(rows=90, median=0.02, p90=0.05, low=-0.05, high=0.04)
 WIDE = Residuals(rows=30, median=0.1, p90=0.2, low=-0.3, high=0.2)
@@ -30,13 +30,13 @@ def test_distance_is_one_inside_the_box_and_the_ratio_to_its_end_outside() -> No
 
 
 def test_an_interval_is_that_of_the_kind_of_call_and_widens_with_distance() -> None:
-    low, high = FIT.bounds("large", 1.0)
+    low, high = FIT.bounds("large", spread(1.0))
     assert (low, high) == (math.exp(-0.05), math.exp(0.04))
     assert FIT.bounds("small", 1.0) == (math.exp(-0.3), math.exp(0.2))
-    far_low, far_high = FIT.bounds("large", 8.0)
+    far_low, far_high = FIT.bounds("large", spread(8.0))
     assert far_low < low
     assert far_high > high
-    lows, highs = FIT.bounds("large", np.array([1.0, 8.0]))
+    lows, highs = FIT.bounds("large", spread(np.array([1.0, 8.0])))
     assert (lows.tolist(), highs.tolist()) == ([low, far_low], [high, far_high])
 
 
@@ -45,7 +45,7 @@ def test_an_interval_holds_the_expected_value_even_of_a_biased_fit() -> None:
     fit = Fit(
         family="gemm", variant="x", parameters={}, box={}, residuals={"large": biased}, rows=10
     )
-    low, high = fit.bounds("small", 1.0)
+    low, high = fit.bounds("small", spread(1.0))
     assert low == 1.0
     assert high == pytest.approx(math.exp(0.2))
 

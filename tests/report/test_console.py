@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 import lcprof
 from lcprof.cli import Asked, answers_of
-from lcprof.plan.row import Row
+from lcprof.plan.row import Row, plan_cases
 from lcprof.report.bar import PARTS, bar, cells
 from lcprof.report.console import continued, position_note, show_plan, subject
 from lcprof.report.screen import Screen, encodable, printable, shorten
@@ -67,10 +68,22 @@ def test_weights_alone_can_break_a_plan() -> None:
     assert "longest context at 1 sequence  -" in text
 
 
-def test_floors_are_called_floors() -> None:
+def test_times_stand_beside_their_floors_and_say_what_they_rest_on() -> None:
+    text = page(plan(kv="fp8"))
+    (ttft,) = [line for line in text.splitlines() if "TTFT, one request" in line]
+    assert "extrapolated x" in ttft
+    assert "Floor: data-sheet peaks" in text
+    assert "vLLM's kernels" in text
+
+
+def test_what_does_not_fit_has_no_times_unless_it_is_hypothetical() -> None:
     text = page(plan())
-    assert "no faster than" in text
-    assert "Real times are longer" in text
+    assert "No times: it does not fit" in text
+    assert "TTFT" not in text
+    rows = [replace(row.case, hypothetical=True) for row in plan()]
+    text = page(plan_cases(rows))
+    assert "TTFT, one request" in text
+    assert "Hypothetical: it does not fit" in text
 
 
 def test_naive_attention_stands_beside_flash_attention() -> None:
@@ -117,7 +130,7 @@ def test_several_rows_are_ranked_by_bytes() -> None:
 
 def test_rows_of_a_varying_number_stay_in_order() -> None:
     lines = page(plan(context=["256K", "1M", "512K"], output="1K")).splitlines()
-    start = next(index for index, line in enumerate(lines) if line.endswith("floor"))
+    start = next(index for index, line in enumerate(lines) if line.endswith("TPOT"))
     assert [line.split()[0] for line in lines[start + 1 : start + 4]] == ["256K", "1M", "512K"]
 
 
@@ -198,7 +211,7 @@ def test_long_names_are_shortened_in_the_middle() -> None:
         for sinks in (4, 64)
     ]
     lines = page(plan(kv=specs)).splitlines()
-    head = next(index for index, line in enumerate(lines) if line.endswith("floor"))
+    head = next(index for index, line in enumerate(lines) if line.endswith("TPOT"))
     table = lines[head + 1 : head + 1 + len(specs)]
     assert max(map(len, lines)) <= 80
     assert len({line.split()[0] for line in table}) == len(specs)

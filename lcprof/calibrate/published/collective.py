@@ -16,7 +16,13 @@ from lcprof.calibrate.published import (
     kin,
     rows_where,
 )
-from lcprof.cost.timing.collective import COLLECTIVE, CollectiveCall, large
+from lcprof.cost.timing.collective import (
+    COLLECTIVE,
+    SWITCHED_RANKS,
+    CollectiveCall,
+    large,
+    own_kernel,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,19 +31,7 @@ if TYPE_CHECKING:
 
 ACROSS = "all_reduce 2 nodes of 8"
 """Stands in for what was not measured between nodes."""
-MIB = 2.0**20
-SWITCHED_RANKS = 8
-"""NCCL reduces in NVSwitch (NVLink SHARP) on Hopper when all eight GPUs of a node take part."""
 HOPPER = ("h100-sxm", "h200-sxm")
-OWN_LIMITS = {
-    ("vllm", "ampere"): 8.0 * MIB - 1.0,
-    ("vllm", "hopper"): 8.0 * MIB - 1.0,
-    ("sglang", "ampere"): 8.0 * MIB,
-    ("sglang", "hopper"): 16.0 * MIB,
-    ("trtllm", "ampere"): MIB,
-    ("trtllm", "hopper"): MIB,
-}
-"""Largest buffer of each engine's own all-reduce. TensorRT-LLM's takes 4 MiB between two GPUs."""
 NETWORKS = {
     "a100_dgx": ("a100-80gb-sxm", True),
     "h100_dgx": ("h100-sxm", True),
@@ -88,18 +82,14 @@ def engine(frame: DataFrame) -> Batches:
         gpu = DEVICES[device]
         part = frame.iloc[rows]
         ranks = column(part, "num_gpus")
-        chip = "hopper" if gpu in HOPPER else "ampere"
-        limit = np.full(len(rows), OWN_LIMITS.get((framework, chip), 8.0 * MIB))
-        if framework == "trtllm" and chip == "hopper":
-            limit = np.where(ranks <= 2, 4.0 * MIB, limit)
-        few = np.where(ranks <= 4, MIB / 2 - 1.0, MIB / 4 - 1.0)
+        own = own_kernel(framework, ranks, hopper=gpu in HOPPER)
         call = CollectiveCall(
             buffer_bytes=column(part, "message_bytes"),
             ranks=ranks,
             passes=np.full(len(rows), 2.0),
             in_switch=switched(gpu, ranks),
-            own_limit_bytes=limit,
-            one_shot_bytes=np.where(ranks <= 2, 1e15, few),
+            own_limit_bytes=own.limit_bytes,
+            one_shot_bytes=own.one_shot_bytes,
             eager=kernel.endswith("eager"),
         )
         variant = "all_reduce eager" if call.eager else "all_reduce"

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from lcprof.domain.gpu import Gpu
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ceilings:
+class Ceilings(Struct, frozen=True, kw_only=True):
     """What a GPU's data sheet promises: bytes/s, dense FLOP/s by compute dtype, SM count, bytes/s
-    of its links in one direction (0 without), L2 bytes and boost clock."""
+    of its links in one direction (the bus's without, 0 where neither is known), L2 bytes and boost
+    clock."""
 
     bandwidth_bytes_per_s: float
     peak_flops: Mapping[str, float]
@@ -37,7 +38,7 @@ def ceilings_of(gpu: Gpu) -> Ceilings:
         bandwidth_bytes_per_s=gpu.bandwidth_bytes_per_s,
         peak_flops=gpu.peak_flops,
         sm_count=float(gpu.sm_count or TYPICAL_SM_COUNT),
-        link_bytes_per_s=gpu.link_bytes_per_s,
+        link_bytes_per_s=gpu.link_bytes_per_s or gpu.pcie_bytes_per_s,
         l2_bytes=gpu.l2_bytes or TYPICAL_L2_BYTES,
         clock_hz=gpu.boost_hz or TYPICAL_CLOCK_HZ,
     )

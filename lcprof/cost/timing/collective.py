@@ -10,8 +10,9 @@ kernels of their own, which read the peers' buffers directly, either whole (one 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from lcprof import num
 from lcprof.cost.timing.ceilings import Ceilings
@@ -19,8 +20,7 @@ from lcprof.cost.timing.family import Family
 from lcprof.domain.calibration import Parameter
 
 
-@dataclass(frozen=True, kw_only=True)
-class CollectiveCall:
+class CollectiveCall(Struct, frozen=True, kw_only=True):
     """One collective over `ranks` GPUs. `buffer_bytes` is the whole buffer, as nccl-tests counts
     it. `passes` is how often (n - 1)/n of it crosses each link: 2 for all-reduce, 1 for
     all-gather, reduce-scatter and all-to-all; for send and receive give 2 ranks, 2 passes.
@@ -36,6 +36,38 @@ class CollectiveCall:
     own_limit_bytes: Any = 0.0
     one_shot_bytes: Any = 0.0
     eager: bool = False
+
+
+MIB = 2.0**20
+OWN_LIMITS = {
+    ("vllm", False): 8.0 * MIB - 1.0,
+    ("vllm", True): 8.0 * MIB - 1.0,
+    ("sglang", False): 8.0 * MIB,
+    ("sglang", True): 16.0 * MIB,
+    ("trtllm", False): MIB,
+    ("trtllm", True): MIB,
+}
+"""Largest buffer of each engine's own all-reduce, before and since Hopper."""
+PAIR_LIMIT_BYTES = 4.0 * MIB
+"""TensorRT-LLM's limit between two GPUs, since Hopper."""
+SWITCHED_RANKS = 8
+"""NCCL reduces in NVSwitch (NVLink SHARP) on Hopper when all eight GPUs of a node take part."""
+
+
+class OwnKernel(Struct, frozen=True, kw_only=True):
+    """The largest buffers that an engine's own all-reduce takes, and takes in one shot."""
+
+    limit_bytes: Any
+    one_shot_bytes: Any
+
+
+def own_kernel(stack: str, ranks: Any, *, hopper: bool) -> OwnKernel:
+    """An engine's own all-reduce between `ranks` GPUs."""
+    limit = OWN_LIMITS.get((stack, hopper), 8.0 * MIB) + 0.0 * ranks
+    if stack == "trtllm" and hopper:
+        limit = num.choose(ranks <= 2, PAIR_LIMIT_BYTES, limit)
+    few = num.choose(ranks <= 4, MIB / 2 - 1.0, MIB / 4 - 1.0)
+    return OwnKernel(limit_bytes=limit, one_shot_bytes=num.choose(ranks <= 2, 1e15, few))
 
 
 PARAMETERS = {

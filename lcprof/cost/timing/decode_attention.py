@@ -8,8 +8,9 @@ one SM can ask for and use it; the split results are combined at the end.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from lcprof import num
 from lcprof.cost.timing.ceilings import Ceilings
@@ -61,8 +62,7 @@ PARAMETERS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class DecodeAttentionCall:
+class DecodeAttentionCall(Struct, frozen=True, kw_only=True):
     """A decode step: heads are one GPU's, `context_tokens` includes the new token, and
     `window_tokens` is 0 where every token is seen."""
 

@@ -7,8 +7,9 @@ are attended to in the latent form. DeepSeek-V3.2-Exp report, section 2.1.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from lcprof import num
 from lcprof.cost.timing.ceilings import Ceilings
@@ -77,8 +78,7 @@ PARAMETERS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class DsaModuleCall:
+class DsaModuleCall(Struct, frozen=True, kw_only=True):
     """`query_tokens` new tokens after `prefix_tokens` cached ones in each of `batch` sequences.
     `fp8_weights` and `indexed` (whether this layer scores, or reuses another's selection) are 1.0
     or 0.0."""

@@ -4,8 +4,9 @@ embedding look-ups. Buffers that fit the L2 cache are moved faster than memory a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from lcprof import num
 from lcprof.cost.timing.ceilings import Ceilings
@@ -13,8 +14,7 @@ from lcprof.cost.timing.family import Family
 from lcprof.domain.calibration import Parameter
 
 
-@dataclass(frozen=True, kw_only=True)
-class ElementwiseCall:
+class ElementwiseCall(Struct, frozen=True, kw_only=True):
     """One operator that reads and writes `moved_bytes` in all, `row_bytes` of them for a token."""
 
     moved_bytes: Any

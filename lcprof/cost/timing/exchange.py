@@ -7,8 +7,9 @@ GPU's link. The slower of the two bounds the call.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from lcprof import num
 from lcprof.cost.timing.ceilings import Ceilings
@@ -16,8 +17,7 @@ from lcprof.cost.timing.family import Family
 from lcprof.domain.calibration import Parameter
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExchangeCall:
+class ExchangeCall(Struct, frozen=True, kw_only=True):
     """One dispatch or combine. `tokens` are those of each GPU, `copies` how many rows of `hidden`
     elements each becomes: the GPUs that `reached_ranks` expects, or every chosen expert in
     low-latency mode. `sms` copy them; `expert_sms` gives low-latency mode's. `polled` are the

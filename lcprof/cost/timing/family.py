@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from lcprof.cost.timing.ceilings import Ceilings
 from lcprof.domain.calibration import Parameter
 
 
-@dataclass(frozen=True, kw_only=True)
-class Family:
+class Family(Struct, frozen=True, kw_only=True):
     """One operation family. Every callable takes a call whose quantities are floats or arrays.
 
     `seconds(call, ceilings, parameters)` is the expected time of one call. `features(call)` are

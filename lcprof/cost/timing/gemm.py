@@ -9,8 +9,9 @@ follows from m alone (what fixed dispatch tables do), and deep products of few t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from lcprof import num
 from lcprof.cost.timing.ceilings import Ceilings
@@ -91,8 +92,7 @@ HOT_S = 1e-3
 """Busy time after which half of the slowdown of sustained work has set in."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class GemmCall:
+class GemmCall(Struct, frozen=True, kw_only=True):
     """A product's shape and storage. `rows` m, `columns` n and `depth` k are elements; bytes are
     per element; `compute` names the dtype of the matrix units; `dispatch` is "best" (the fastest
     tile of a list, k may split) or "rows" (64x64 to m = 64, 64x128 to 128, 128x128 beyond, as

@@ -8,16 +8,16 @@ expansions are absorbed into the query and the output.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from lcprof import num
 from lcprof.cost.timing.ceilings import Ceilings
 from lcprof.domain.calibration import Parameter
 
 
-@dataclass(frozen=True, kw_only=True)
-class LatentShape:
+class LatentShape(Struct, frozen=True, kw_only=True):
     """Dimensions of one layer's latent attention."""
 
     hidden: Any

@@ -9,8 +9,9 @@ stays in L2 from step to step is cheaper. Gated DeltaNet: arXiv 2412.06464; Mamb
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from lcprof import num
 from lcprof.cost.timing.ceilings import Ceilings
@@ -43,8 +44,7 @@ PARAMETERS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class LinearAttentionCall:
+class LinearAttentionCall(Struct, frozen=True, kw_only=True):
     """`moved_bytes` are read or written once; `scan_tokens` is the length of each sequence that is
     walked over (0 where nothing is), by `scan_heads` heads of all sequences together."""
 

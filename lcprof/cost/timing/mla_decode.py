@@ -8,8 +8,9 @@ kernel splits them. DeepSeek-V2, arXiv 2405.04434, section 2.1, in its absorbed 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from lcprof import num
 from lcprof.cost.timing.ceilings import Ceilings
@@ -55,8 +56,7 @@ PARAMETERS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class MlaDecodeCall:
+class MlaDecodeCall(Struct, frozen=True, kw_only=True):
     """A decode step of `batch` sequences with `context_tokens` each, the new token included. Heads
     are one GPU's; `compute` is the dtype of the products; `splits` whether the kernel spreads one
     sequence's tokens over SMs."""

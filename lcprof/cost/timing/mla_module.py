@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from lcprof.cost.timing import mla_decode, prefill_attention
 from lcprof.cost.timing.ceilings import Ceilings
@@ -64,8 +65,7 @@ DECODE_PARAMETERS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class MlaModuleCall:
+class MlaModuleCall(Struct, frozen=True, kw_only=True):
     """`query_tokens` new tokens in each of `batch` sequences: a prompt (`context_tokens` equal to
     them) or one token at `context_tokens`. `fp8_weights` is 1.0 or 0.0, `compute` the dtype of a
     decode step's attention, `kernel` a key of `prefill_attention.KERNELS`."""

@@ -9,8 +9,9 @@ shares fill. `balanced` gives that for an even spread; a caller with another spr
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from lcprof import num
 from lcprof.cost.timing.ceilings import Ceilings
@@ -22,8 +23,7 @@ TILE_ROWS = (16.0, 64.0, 128.0)
 TILE_COLUMNS = {"best": 128.0, "wide": 64.0}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Routing:
+class Routing(Struct, frozen=True, kw_only=True):
     """How tokens fall over the experts of one GPU. `assignments` are (token, expert) pairs,
     `touched` the experts that have any, `tiles_16`, `tiles_64` and `tiles_128` the tiles of so
     many rows that their shares fill or begin, `filled_128` the tiles of 128 rows that are at least
@@ -52,8 +52,25 @@ def balanced(tokens: Any, top_k: Any, experts: Any, local_experts: Any) -> Routi
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class MoeCall:
+def random_routing(assignments: Any, touched: Any) -> Routing:
+    """The expected routing when `assignments` pairs fall on `touched` experts at random: shares
+    differ, so a last tile is half full on average, whatever the mean share."""
+    share = assignments / num.larger(touched, 1e-9)
+
+    def tiles(rows: float) -> Any:
+        return touched * num.larger(share / rows + (rows - 1.0) / (2.0 * rows), 1.0)
+
+    return Routing(
+        assignments=assignments,
+        touched=touched,
+        tiles_16=tiles(16.0),
+        tiles_64=tiles(64.0),
+        tiles_128=tiles(128.0),
+        filled_128=touched * num.larger(share / 128.0 - 0.25, 0.0),
+    )
+
+
+class MoeCall(Struct, frozen=True, kw_only=True):
     """The routed experts of one layer on one GPU. `tokens` are those before routing, `hidden` the
     model's width, `inter` this GPU's part of an expert's width; the other fields are `Routing`'s.
     `expert_parallel` is 1 where other GPUs hold some of the experts, else 0. `kernel` is "best"

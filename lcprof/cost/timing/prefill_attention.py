@@ -8,8 +8,9 @@ tile where there are few. Tensor cores and the exponentials of the softmax overl
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from lcprof import num
 from lcprof.cost.timing.ceilings import Ceilings
@@ -25,8 +26,7 @@ fill waves to 0.85 of the best, which with up to 128 parts is nearly full (`num_
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class Kernel:
+class Kernel(Struct, frozen=True, kw_only=True):
     """What is known of a kernel's tiles: the head dimensions it is built for (others are padded
     up), its query rows for heads of less than 128 and of more, and whether it splits the keys of
     encoders and of chunks after a prefix."""
@@ -103,8 +103,7 @@ PARAMETERS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class PrefillAttentionCall:
+class PrefillAttentionCall(Struct, frozen=True, kw_only=True):
     """Attention of `query_tokens` new tokens after `prefix_tokens` cached ones in each of `batch`
     sequences. Heads are one GPU's. `window_tokens` is 0 where every earlier token is seen,
     `causal` is 1.0 or 0.0, `compute` the dtype of the products, `kernel` a key of `KERNELS`.

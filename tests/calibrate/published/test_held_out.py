@@ -12,8 +12,11 @@ from lcprof.calibrate.published import Table, samples
 from lcprof.calibrate.published.tables import TABLES
 from lcprof.cost.timing.ceilings import ceilings_of
 from lcprof.cost.timing.families import PARAMETERS
+from lcprof.domain.calibration import spread
 from lcprof.scenario.gpus import load_gpu
-from lcprof.scenario.transport import fit_for
+from lcprof.scenario.transport import Calibrations
+
+CALIBRATIONS = Calibrations(PARAMETERS)
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -55,13 +58,13 @@ def test_held_out_rows_are_predicted_within_the_bar(name: str) -> None:
     errors, large, inside = [], [], []
     for batch, measured in samples(table(name), rows(name, ROWS)):
         gpu = load_gpu(batch.gpu, where="test")
-        found = fit_for(gpu, batch.stack, batch.family.name, batch.variant, families=PARAMETERS)
+        found = CALIBRATIONS.find(gpu, batch.stack, batch.family.name, batch.variant)
         assert found is not None
         fit, call = found.fit, measured.call
         predicted = batch.family.seconds(call, ceilings_of(gpu), fit.parameters)
         big = np.broadcast_to(batch.family.large(call), predicted.shape)
         distance = fit.distance(batch.family.features(call))
-        ends = [fit.bounds(kind, distance) for kind in ("small", "large")]
+        ends = [fit.bounds(kind, spread(distance)) for kind in ("small", "large")]
         low, high = (np.where(big, ends[1][side], ends[0][side]) for side in (0, 1))
         errors.append(np.abs(predicted / measured.measured_s - 1.0))
         large.append(big)

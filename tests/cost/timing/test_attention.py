@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import fields, replace
 
 from lcprof.cost.timing import decode_attention, prefill_attention
 from lcprof.cost.timing.ceilings import Ceilings

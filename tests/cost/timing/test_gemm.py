@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from lcprof.cost.timing.ceilings import Ceilings
 from lcprof.cost.timing.gemm import GEMM, GemmCall, streamed_bytes, waves

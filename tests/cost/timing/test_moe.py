@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import asdict, replace
 
 from lcprof.cost.timing.ceilings import Ceilings
 from lcprof.cost.timing.moe import MOE, MoeCall, balanced, touched_bytes

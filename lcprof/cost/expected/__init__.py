@@ -1,0 +1,1 @@
+"""Expected seconds of whole passes, from calibrated operation times and how they fit together."""

@@ -1,0 +1,52 @@
+"""The catalog's calibrations as a plan asks for them."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from lcprof.cost.expected.task import Fits, Found, Variant
+from lcprof.cost.timing.families import PARAMETERS
+from lcprof.domain.gpu import Gpu
+from lcprof.scenario.transport import Calibrations, widened
+
+
+@cache
+def calibrations() -> Calibrations:
+    """The catalog's, read as they are needed."""
+    return Calibrations(PARAMETERS)
+
+
+@cache
+def fits_for(gpu: Gpu) -> Fits:
+    """Finds fits for a GPU: of the first variant that was measured on it, else of the first that
+    was measured at all. A variant of another name than the first stands in for it, and so does
+    another GPU's; their intervals are wider."""
+    held: dict[tuple[str, tuple[Variant, ...]], Found | None] = {}
+
+    def fits(family: str, variants: tuple[Variant, ...]) -> Found | None:
+        key = family, variants
+        if key not in held:
+            held[key] = _find(gpu, family, variants)
+        return held[key]
+
+    return fits
+
+
+def _find(gpu: Gpu, family: str, variants: tuple[Variant, ...]) -> Found | None:
+    for variant in variants:
+        own = calibrations().own(gpu.name, variant[0], family, variant[1])
+        if own is not None:
+            meant = variant[1] == variants[0][1]
+            return Found(
+                fit=own.fit if meant else widened(own.fit),
+                variant=variant,
+                measured_on=gpu.name,
+                stands_in=not meant,
+            )
+    for variant in variants:
+        found = calibrations().find(gpu, variant[0], family, variant[1])
+        if found is not None:
+            return Found(
+                fit=found.fit, variant=variant, measured_on=found.measured_on, stands_in=True
+            )
+    return None
