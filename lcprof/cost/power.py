@@ -18,9 +18,9 @@ from lcprof.domain.power import PowerModel
 from lcprof.num import Num, choose, larger, smaller
 
 TINY_S = 1e-12
-LEAST_CLOCK = 0.1
-"""No clock is taken below this share of boost (an H100's lowest is 210 of 1,980 MHz); what then
-still exceeds the limit waits."""
+LEAST_CLOCK = 0.3
+"""No clock is taken below this share of boost; where that still exceeds the limit, as where memory
+alone does, work waits in turns."""
 NEWTON_STEPS = 6
 
 
@@ -56,19 +56,21 @@ def sustained(
     `seconds` is its time at boost clock, of which `compute_seconds` are bound by the SMs and
     stretch as their clock falls; the rest is bound by memory, links or launches and does not.
     Memory is taken to draw no less while the work stretches, which errs to the slow side (by a
-    percent or two where all of it stretches by a fifth).
+    percent or two where all of it stretches by a fifth). The limit must be above `idle_w`.
     """
     time = larger(seconds, TINY_S)
     stretching = smaller(larger(compute_seconds, 0.0), time)
-    fixed_w = model.idle_w + model.joules_per_hbm_byte * hbm_bytes / time
+    memory_j = model.joules_per_hbm_byte * hbm_bytes
+    fixed_w = model.idle_w + memory_j / time
     sm_w = _sm_w(model, time, flops_by_compute)
     share = smaller(larger((model.limit_w - fixed_w) / sm_w, 0.0), 1.0)
     clock = larger(clock_at(model, share), LEAST_CLOCK)
-    drawn_w = fixed_w + sm_w * _relative_w(model, clock)
-    waiting = larger(drawn_w / model.limit_w, 1.0)
-    within = time + stretching * (1.0 / clock - 1.0)
-    watts = smaller(drawn_w, model.limit_w)
-    total = within * waiting
+    slowed_w = sm_w * _relative_w(model, clock)
+    running = time + stretching * (1.0 / clock - 1.0)
+    fed = (memory_j + slowed_w * running) / (model.limit_w - model.idle_w)
+    capped = fixed_w + sm_w > model.limit_w
+    total = choose(capped, larger(running, fed), time)
+    watts = choose(capped, model.limit_w, fixed_w + sm_w)
     return Sustained(seconds=total, watts=watts, joules=watts * total, clock=clock)
 
 

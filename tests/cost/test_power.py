@@ -212,6 +212,13 @@ def test_only_what_the_clock_binds_stretches() -> None:
     assert run(H200, 1.0, 5.0, 700.0, 1.0).seconds == whole.seconds
 
 
+def test_memory_alone_over_the_limit_waits() -> None:
+    # 5 TB/s ask 500 W above idle where 400 are allowed: at least 5/4 of the time.
+    found = run(PLAIN, 1.0, 0.0, 0.0, 5.0)
+    assert found.watts == 500.0
+    assert 1.25 < found.seconds < 1.35
+
+
 def test_nothing_is_done_in_no_time() -> None:
     found = sustained(H200, 0.0, 0.0, {"bf16": 0.0}, 0.0)
     assert found.seconds == pytest.approx(0.0, abs=1e-9)
