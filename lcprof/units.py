@@ -42,6 +42,7 @@ RATE_EXPECTED = "bytes per second, as 4.8 TB/s"
 FLOPS_EXPECTED = "operations per second, as 989.4 TFLOP/s or 1,978.9 TOP/s"
 HERTZ_EXPECTED = "a frequency, as 1980 MHz"
 WATTS_EXPECTED = "a power, as 700 W"
+PRICE_EXPECTED = "US dollars for a GPU for an hour, as 3.5, $3.50 or 3.5 USD"
 DURATION_EXPECTED = "a duration, as 45 s, 90 min, 1h or 1h30m"
 FRACTION_EXPECTED = "a share from 0 to 1, as 0.9 or 90%"
 
@@ -84,6 +85,13 @@ def parse_hertz(value: object) -> float:
 def parse_watts(value: object) -> float:
     """Watts: "700 W"."""
     return _real(value, {f"{prefix}W": factor for prefix, factor in _SI.items()}, WATTS_EXPECTED)
+
+
+def parse_price(value: object) -> float:
+    """US dollars: "$3.50", "3.5 USD", "3.5 USD/h", 3.5."""
+    if isinstance(value, str):
+        value = value.strip().removeprefix("$")
+    return _real(value, {"USD": 1, "USD/h": 1}, PRICE_EXPECTED, limit=10**6)
 
 
 def parse_duration(value: object) -> float:

@@ -19,6 +19,7 @@ PARSERS = [
     units.parse_flops,
     units.parse_hertz,
     units.parse_watts,
+    units.parse_price,
     units.parse_duration,
     units.parse_fraction,
 ]
@@ -77,6 +78,8 @@ def test_what_is_not_a_number_of_tokens(text: object) -> None:
         (units.parse_flops, "15 PFLOPS", 15e15),
         (units.parse_hertz, "1980 MHz", 1.98e9),
         (units.parse_watts, "700 W", 700),
+        (units.parse_price, "$3.50", 3.5),
+        (units.parse_price, "2.25 USD/h", 2.25),
         (units.parse_duration, "45 s", 45),
         (units.parse_duration, "90 min", 5400),
         (units.parse_duration, "1h", 3600),

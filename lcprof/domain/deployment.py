@@ -26,6 +26,8 @@ class Deployment(Struct, frozen=True, kw_only=True):
     - `utilisation`: the share of the driver's memory that the engine may fill.
     - `page_tokens`: tokens of a KV page.
     - `stack`: whose kernels run, one of `STACKS`.
+    - `price_usd_per_gpu_hour`: what a GPU costs; None leaves the catalog's price.
+    - `power_limit_w`: what a GPU may draw; None leaves its TDP.
     """
 
     gpu: Gpu
@@ -40,3 +42,11 @@ class Deployment(Struct, frozen=True, kw_only=True):
     utilisation: float = 0.9
     page_tokens: int = 16
     stack: str = "vllm"
+    price_usd_per_gpu_hour: float | None = None
+    power_limit_w: float | None = None
+
+    @property
+    def usd_per_gpu_hour(self) -> float | None:
+        """The price given, or else the catalog's; None where neither is known."""
+        given = self.price_usd_per_gpu_hour
+        return self.gpu.price_usd_per_hour if given is None else given

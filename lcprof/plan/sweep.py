@@ -84,13 +84,20 @@ def sweep(
 
 
 def _alike(deployments: Sequence[Deployment]) -> list[list[int]]:
-    """Indices of deployments that differ in GPU and utilisation alone, and so share their work."""
+    """Indices of deployments that share their work: layout and weights are the same."""
     groups: dict[Deployment, list[int]] = {}
     if not deployments:
         return []
     stand_in = deployments[0].gpu
     for index, deployment in enumerate(deployments):
-        layout = replace(deployment, gpu=stand_in, utilisation=1.0)
+        layout = replace(
+            deployment,
+            gpu=stand_in,
+            utilisation=1.0,
+            stack="",
+            price_usd_per_gpu_hour=None,
+            power_limit_w=None,
+        )
         groups.setdefault(layout, []).append(index)
     return list(groups.values())
 

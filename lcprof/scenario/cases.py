@@ -29,7 +29,7 @@ AXES = (
     "gpu",
     "weights",
     *("gpus", "tp", "pp", "cp", "dp", "ep", "dcp"),
-    *("utilisation", "page", "stack", "chunk"),
+    *("utilisation", "page", "stack", "price", "power_limit", "chunk"),
     *("video", "video_fps", "video_tokens_per_frame", "audio", "audio_tokens_per_s"),
     *("code", "code_tokens_per_line", "text", "text_tokens_per_word"),
     *("context", "prefix", "output", "concurrency", "kv"),
@@ -63,10 +63,11 @@ def expand(
         model = parts.models[row["model"]]
         named = row["model"], row["gpu"], row["weights"]
         sizes = row["gpus"], row["tp"], row["pp"], row["cp"], row["dp"], row["ep"], row["dcp"]
-        deployment_key = (*named, *sizes, row["utilisation"], row["page"], row["stack"])
+        deployment_key = (*named, *sizes, *(row[key] for key in _SETTINGS))
         if deployment_key not in deployments:
             layout = _layout(*sizes)
             found = _layout_faults(layout, sizes, model)
+            found += _power_faults(parts.gpus[row["gpu"]], row["power_limit"])
             for key, given, expected in found:
                 faults.add(key, given, expected)
             deployments[deployment_key] = (
@@ -104,6 +105,9 @@ def expand(
         )
     faults.check()
     return cases
+
+
+_SETTINGS = ("utilisation", "page", "stack", "price", "power_limit")
 
 
 class _Faults:
@@ -197,6 +201,13 @@ def _layout_faults(
     return faults + misfits(model, degrees)
 
 
+def _power_faults(gpu: Gpu, limit_w: float | None) -> list[tuple[str, str, str]]:
+    """What is wrong with a power limit, as (key, given, expected)."""
+    if limit_w is None or gpu.tdp_w is None or limit_w <= gpu.tdp_w:
+        return []
+    return [("power_limit", f"{limit_w:g} W", f"at most {gpu.tdp_w:g} W, the TDP of {gpu.name}")]
+
+
 def _deployment(
     gpu: Gpu, layout: Layout, weights: WeightFormat | None, row: Mapping[str, Any]
 ) -> Deployment:
@@ -214,6 +225,8 @@ def _deployment(
         utilisation=float(row["utilisation"]),
         page_tokens=row["page"],
         stack=row["stack"],
+        price_usd_per_gpu_hour=None if row["price"] is None else float(row["price"]),
+        power_limit_w=None if row["power_limit"] is None else float(row["power_limit"]),
     )
 
 

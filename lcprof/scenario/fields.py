@@ -102,6 +102,30 @@ class Watts(_Quantity):
     pattern = rf"^ *{_NUMBER_PATTERN} *([kMGTP]?W)? *$"
 
 
+class PowerLimit(Watts):
+    """Watts that a board may draw, above one (a bare 0.7 surely lacks its unit)."""
+
+    @staticmethod
+    def parse(value: object) -> float:
+        """Watts, at least one."""
+        watts = units.parse_watts(value)
+        if watts < 1:
+            raise ValueError(f"{units.WATTS_EXPECTED}, at least 1 W")
+        return watts
+
+    @classmethod
+    def schema(cls) -> dict[str, Any]:
+        """JSON Schema of what `read` takes."""
+        return {**super().schema(), "minimum": 1}
+
+
+class Price(_Quantity):
+    """US dollars."""
+
+    parse = staticmethod(units.parse_price)
+    pattern = rf"^ *\$? *{_NUMBER_PATTERN} *(USD(/h)?)? *$"
+
+
 class Seconds(_Quantity):
     """A duration that is not nothing."""
 
@@ -175,7 +199,21 @@ class Words(Lines):
     unit = "words"
 
 
-_TYPES = (Tokens, SomeTokens, Bytes, Rate, Flops, Hertz, Watts, Seconds, Share, Lines, Words)
+_TYPES = (
+    Tokens,
+    SomeTokens,
+    Bytes,
+    Rate,
+    Flops,
+    Hertz,
+    Watts,
+    PowerLimit,
+    Price,
+    Seconds,
+    Share,
+    Lines,
+    Words,
+)
 
 Factor = Annotated[float, Meta(gt=0, le=1e6)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]

@@ -17,6 +17,8 @@ from lcprof.scenario.fields import (
     Degree,
     Factor,
     Lines,
+    PowerLimit,
+    Price,
     Seconds,
     Share,
     SomeTokens,
@@ -159,6 +161,25 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ],
         ...,
     ] = ("vllm",)
+    price: (
+        tuple[
+            Annotated[
+                Price,
+                _axis("US dollars for a GPU-hour; default the catalog's", 3.5, "$3.50"),
+            ],
+            ...,
+        ]
+        | None
+    ) = None
+    power_limit: (
+        tuple[
+            Annotated[
+                PowerLimit, _axis("watts that a GPU may draw; default its TDP", "500 W", 500)
+            ],
+            ...,
+        ]
+        | None
+    ) = None
     chunk: tuple[
         Annotated[Tokens, _axis("prefill tokens of one step, over all sequences", "8K")], ...
     ] = (Tokens(8192),)

@@ -231,3 +231,19 @@ def test_gpus_and_tp_each_follow_from_the_other(tp: int, pp: int, cp: int, dp: i
     by_gpus = cases(gpus=tp * pp * cp * dp, pp=pp, cp=cp, dp=dp)[0].deployment
     assert by_tp == by_gpus
     assert by_tp.gpus == tp * pp * cp * dp
+
+
+def test_price_and_power_limit_are_the_deployments() -> None:
+    (plain,) = cases()
+    assert (plain.deployment.price_usd_per_gpu_hour, plain.deployment.power_limit_w) == (None, None)
+    assert plain.deployment.usd_per_gpu_hour == plain.deployment.gpu.price_usd_per_hour
+    found = [case.deployment for case in cases(price=["$2.25", 4], power_limit="500 W")]
+    assert [d.price_usd_per_gpu_hour for d in found] == [2.25, 4.0]
+    assert [d.usd_per_gpu_hour for d in found] == [2.25, 4.0]
+    assert [d.power_limit_w for d in found] == [500.0, 500.0]
+
+
+def test_a_power_limit_above_the_tdp_is_refused() -> None:
+    found = fault(power_limit="800 W")
+    assert (found.key, found.given) == ("power_limit", "800 W")
+    assert "at most 700 W" in found.expected

@@ -49,6 +49,7 @@ def test_defaults() -> None:
     assert (scenario.kv, scenario.weights) == (("bf16",), ("checkpoint",))
     assert (scenario.utilisation, scenario.page, scenario.chunk) == ((0.9,), (16,), (8192,))
     assert (scenario.gpus, scenario.tp) == (None, None)
+    assert (scenario.price, scenario.power_limit) == (None, None)
     assert (scenario.pp, scenario.cp, scenario.dp, scenario.ep, scenario.dcp) == ((1,),) * 5
     assert scenario.video_tokens_per_frame == (258,)
     assert scenario.text_tokens_per_word == (1.33,)
@@ -64,6 +65,8 @@ def test_every_key_may_be_a_list() -> None:
         "gpus": [1, 2],
         "context": ["128K", 1_000_000, "1m"],
         "utilisation": [0.9, "95%"],
+        "price": [3, "$3.50", "2.5 USD/h"],
+        "power_limit": [500, "0.6 kW"],
         "kv": ["bf16", "fp8"],
         "weights": ["checkpoint", "int4-g32"],
     }
@@ -71,6 +74,8 @@ def test_every_key_may_be_a_list() -> None:
     assert scenario.context == (131_072, 1_000_000, 1_000_000)
     assert scenario.model[1] == {"layers": 2}
     assert scenario.utilisation == (0.9, 0.95)
+    assert scenario.price == (3.0, 3.5, 2.5)
+    assert scenario.power_limit == (500.0, 600.0)
     assert accepts(data)
 
 
@@ -111,6 +116,11 @@ def test_a_mapping_is_meant(data: object) -> None:
         ({"utilisation": 0}, "utilisation", "0", "above zero"),
         ({"utilisation": 1.1}, "utilisation", "1.1", "a share from 0 to 1"),
         ({"utilisation": "90"}, "utilisation", "'90'", "a share from 0 to 1"),
+        ({"price": -1}, "price", "-1", "US dollars for a GPU for an hour"),
+        ({"price": "3 EUR"}, "price", "'3 EUR'", "US dollars for a GPU for an hour"),
+        ({"price": None}, "price", "nothing", "US dollars for a GPU for an hour"),
+        ({"power_limit": 0.7}, "power_limit", "0.7", "at least 1 W"),
+        ({"power_limit": "500 MHz"}, "power_limit", "'500 MHz'", "a power, as 700 W"),
         ({"model": 3}, "model", "3", "text or a mapping"),
         ({"model": ""}, "model", "''", "length >= 1"),
         ({"gpu": None}, "gpu", "nothing", "text or a mapping"),
