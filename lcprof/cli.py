@@ -47,6 +47,8 @@ AXES: dict[str, tuple[str, str]] = {
     "utilisation": ("SHARE", "share of memory that the engine may fill: 0.9, 90%"),
     "page": ("TOKENS", "tokens of a KV page"),
     "stack": ("NAME", "whose kernels times are those of: vllm, sglang, trtllm"),
+    "price": ("USD", "US dollars for a GPU-hour; the catalog's by default"),
+    "power_limit": ("WATTS", "what a GPU may draw; its TDP by default"),
 }
 """The scenario keys that have a flag of their own: metavar and help."""
 FILE_AXES = ("model", "gpu")
@@ -104,9 +106,14 @@ def cli() -> None:
     """What does long context cost? Bytes, FLOPs and what fits, without a GPU."""
 
 
+def _flag(key: str) -> str:
+    return f"--{key.replace('_', '-')}"
+
+
 def _axis_options(command: F) -> F:
     for key, (metavar, text) in reversed(AXES.items()):
-        command = click.option(f"--{key}", key, multiple=True, metavar=metavar, help=text)(command)
+        option = click.option(_flag(key), key, multiple=True, metavar=metavar, help=text)
+        command = option(command)
     return command
 
 
@@ -269,7 +276,7 @@ def _changes(
     changes: dict[str, list[str]] = {}
     places: dict[str, str] = {}
     faults: list[Fault] = []
-    given = [(f"--{key}", key, text) for key, texts in axes.items() for text in texts]
+    given = [(_flag(key), key, text) for key, texts in axes.items() for text in texts]
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not key.strip() or not equals:
@@ -351,7 +358,7 @@ def _with_flag(fault: Fault) -> Fault:
     if fault.given != "nothing" or fault.key not in AXES or fault.where.startswith("--"):
         return fault
     metavar, _ = AXES[fault.key]
-    hint = f"{fault.expected} (--{fault.key} {metavar}, or {fault.key}: in a scenario file)"
+    hint = f"{fault.expected} ({_flag(fault.key)} {metavar}, or {fault.key}: in a scenario file)"
     return replace(fault, expected=hint)
 
 
@@ -432,6 +439,7 @@ def _flags(offer: Row, row: Row, asked: Asked) -> str:
     from lcprof.report.table import varying
 
     named = {f"{key}_tokens": key for key in ("context", "output", "prefix", "chunk", "page")}
+    named |= {"price_usd_per_gpu_hour": "price", "power_limit_w": "power_limit"}
     old, new = case_columns(row.case), case_columns(offer.case)
     pinned = set(varying(asked.rows)) if len(asked.rows) > 1 else set()
     others = new["pp"] * new["cp"] * new["dp"]
@@ -443,7 +451,7 @@ def _flags(offer: Row, row: Row, asked: Asked) -> str:
         if key == "tp" and "tp" not in asked.keys and value * others == new["gpus"]:
             continue
         text = f"{value:.10g}" if isinstance(value, float) else str(value)
-        flags.append(f"--{key} {shlex.quote(text)}")
+        flags.append(f"{_flag(key)} {shlex.quote(text)}")
     return " ".join(flags)
 
 

@@ -1,4 +1,4 @@
-"""The catalog's calibrations as a plan asks for them."""
+"""The catalog's calibrations and power models as a plan asks for them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from functools import cache
 from lcprof.cost.expected.task import Fits, Found, Variant
 from lcprof.cost.timing.families import PARAMETERS
 from lcprof.domain.gpu import Gpu
+from lcprof.domain.power import PowerModel
+from lcprof.scenario.power import power_model
 from lcprof.scenario.transport import Calibrations, widened
 
 
@@ -50,3 +52,9 @@ def _find(gpu: Gpu, family: str, variants: tuple[Variant, ...]) -> Found | None:
                 fit=found.fit, variant=variant, measured_on=found.measured_on, stands_in=True
             )
     return None
+
+
+@cache
+def power_for(gpu: Gpu, limit_w: float | None) -> PowerModel | None:
+    """What a GPU draws under a limit; None where nothing tells."""
+    return power_model(gpu, limit_w)

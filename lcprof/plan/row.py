@@ -92,6 +92,8 @@ def case_columns(case: Case) -> dict[str, Any]:
         "utilisation": deployment.utilisation,
         "page_tokens": deployment.page_tokens,
         "stack": deployment.stack,
+        "price_usd_per_gpu_hour": deployment.usd_per_gpu_hour,
+        "power_limit_w": deployment.power_limit_w or deployment.gpu.tdp_w,
         "chunk_tokens": workload.chunk_tokens,
         "prefix_tokens": workload.prefix_tokens,
         "context_tokens": workload.context_tokens,

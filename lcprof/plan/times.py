@@ -8,17 +8,25 @@ from typing import Any, Generic
 from msgspec import Struct
 
 from lcprof.cost.decode import Step
+from lcprof.cost.expected.draw import drawn
 from lcprof.cost.expected.task import Timed, UnmeasuredError
 from lcprof.cost.expected.whole import Clock, Expected, decode_expected, prefill_expected
+from lcprof.cost.money import (
+    million_input_tokens_usd,
+    million_output_tokens_usd,
+    request_usd,
+)
 from lcprof.domain.calibration import VOUCHED_RATIO
 from lcprof.domain.deployment import Deployment
 from lcprof.num import Num, choose, larger
 from lcprof.plan.estimate import Counts
+from lcprof.plan.fits import power_for
 
-BASES = ("", "interpolated", "extrapolated", "transported", "not vouched for")
-"""What an expected time rests on; the code is the position. Interpolated: all that weighs lies
-within the measured shapes; extrapolated: some lies beyond, by the distance beside it; transported:
-kernels or a GPU other than the plan's were measured; not vouched for: too far beyond."""
+BASES = ("", "measured", "interpolated", "extrapolated", "transported", "not vouched for")
+"""What a number rests on; the code is the position. Measured: on this GPU. Interpolated: all that
+weighs lies within the measured shapes; extrapolated: some lies beyond, by the distance beside it;
+transported: kernels or a GPU other than the plan's were measured; not vouched for: too far
+beyond."""
 AWAY_SHARE = 0.25
 """The share of a time from which measurements of other kernels or GPUs make it transported."""
 OPERATIONS = (
@@ -37,6 +45,11 @@ class Times(Struct, Generic[Num], frozen=True, kw_only=True):
     in `BASES`, `_uncertain_code` one in `OPERATIONS`: the operation that makes most of the
     interval. `request_s` is a whole answer of one request in the batch, its steps growing as the
     context does. Throughputs are those of a steady decode batch.
+
+    Times are sustained ones: what the power limit slows down is slower. Energies are the GPUs' of
+    the whole deployment, for one request's prefill and for one token of the batch; watts are
+    averages of one GPU while it works. Money is the whole deployment's time at its GPUs' price:
+    prompts alone, answers alone, and one request in a batch that is always full.
     """
 
     ttft_s: Num
@@ -55,6 +68,18 @@ class Times(Struct, Generic[Num], frozen=True, kw_only=True):
     request_s: Num
     output_tokens_per_s: Num
     output_tokens_per_s_per_gpu: Num
+    prefill_w_per_gpu: Num
+    prefill_j: Num
+    prefill_low_j: Num
+    prefill_high_j: Num
+    decode_w_per_gpu: Num
+    output_token_j: Num
+    output_token_low_j: Num
+    output_token_high_j: Num
+    power_basis_code: Any
+    request_usd: Num
+    usd_per_million_input_tokens: Num
+    usd_per_million_output_tokens: Num
 
 
 NAMED = {"_basis_code": BASES, "_uncertain_code": OPERATIONS}
@@ -89,21 +114,36 @@ def times(
     counts: Counts[Num], deployment: Deployment, clock: Clock, shown: Any
 ) -> tuple[Times[Num], str]:
     """The times of a plan, and why there are none ("" where there are). They are given where
-    `shown` holds: a plan that does not fit has no times."""
+    `shown` holds: a plan that does not fit has no times. Raises InputError for a damaged
+    calibration or power model, or a power limit that leaves nothing above idle."""
     try:
-        first, step, last = timings(counts, deployment, clock)
+        burst, first_step, last_step = timings(counts, deployment, clock)
     except UnmeasuredError as reason:
         return _nothing(counts), str(reason)
-    mean_s = (step.seconds + last.seconds) / 2.0
-    request_s = first.seconds + mean_s * (counts.output_tokens - 1.0)
-    rate = counts.decode.sequences / step.seconds
-    share = _seconds(first.parts, "attention") / first.seconds
+    power = power_for(deployment.gpu, deployment.power_limit_w)
+    reading = drawn(burst, counts.prefill.stages[0], power, prompt=True)
+    stepping = drawn(first_step, counts.step.stages[0], power, prompt=False)
+    first, step = reading.expected, stepping.expected
+    slower = step.seconds / first_step.seconds
+    decode_s = (first_step.seconds + last_step.seconds) / 2.0 * slower
+    decode_s = decode_s * (counts.output_tokens - 1.0)
+    sequences = counts.decode.sequences
+    rate = sequences / step.seconds
     ttft = first.distance <= VOUCHED_RATIO
     tpot = step.distance <= VOUCHED_RATIO
-    both = tpot & (last.distance <= VOUCHED_RATIO)
+    both = ttft & tpot & (last_step.distance <= VOUCHED_RATIO)
+    price = deployment.usd_per_gpu_hour
+    usd: Any = float("nan") if price is None else price
+    gpus, prompts = float(deployment.gpus), float(deployment.dp)
 
     def given(value: Any, vouched: Any) -> Any:
         return choose(shown & vouched, value, float("nan"))
+
+    def prefill_j(joules: Any) -> Any:
+        return given(joules * (gpus / prompts), ttft)
+
+    def token_j(joules: Any) -> Any:
+        return given(joules * gpus / sequences, tpot)
 
     return Times(
         ttft_s=given(first.seconds, ttft),
@@ -112,16 +152,49 @@ def times(
         ttft_distance=first.distance,
         ttft_basis_code=basis_code(first, shown),
         ttft_uncertain_code=uncertain_code(first),
-        ttft_attention_share=given(share, ttft),
+        ttft_attention_share=given(_seconds(first.parts, "attention") / first.seconds, ttft),
         tpot_s=given(step.seconds, tpot),
         tpot_low_s=given(step.low_s, tpot),
         tpot_high_s=given(step.high_s, tpot),
         tpot_distance=step.distance,
         tpot_basis_code=basis_code(step, shown),
         tpot_uncertain_code=uncertain_code(step),
-        request_s=given(request_s, both & ttft),
+        request_s=given(first.seconds + decode_s, both),
         output_tokens_per_s=given(rate, tpot),
-        output_tokens_per_s_per_gpu=given(rate / deployment.gpus, tpot),
+        output_tokens_per_s_per_gpu=given(rate / gpus, tpot),
+        prefill_w_per_gpu=given(reading.watts, ttft),
+        prefill_j=prefill_j(reading.joules),
+        prefill_low_j=prefill_j(reading.joules_low),
+        prefill_high_j=prefill_j(reading.joules_high),
+        decode_w_per_gpu=given(stepping.watts, tpot),
+        output_token_j=token_j(stepping.joules),
+        output_token_low_j=token_j(stepping.joules_low),
+        output_token_high_j=token_j(stepping.joules_high),
+        power_basis_code=choose(shown, float(BASES.index(power.basis if power else "")), 0.0),
+        request_usd=given(
+            request_usd(
+                usd,
+                gpus,
+                prefill_seconds=first.seconds,
+                prefill_sequences=prompts,
+                decode_seconds=decode_s,
+                concurrency=sequences,
+            ),
+            both,
+        ),
+        usd_per_million_input_tokens=given(
+            million_input_tokens_usd(
+                usd,
+                gpus,
+                prefill_seconds=first.seconds,
+                prefill_tokens=counts.span.tokens * prompts,
+            ),
+            ttft,
+        ),
+        usd_per_million_output_tokens=given(
+            million_output_tokens_usd(usd, gpus, step_seconds=step.seconds, concurrency=sequences),
+            tpot,
+        ),
     ), ""
 
 
@@ -143,9 +216,9 @@ def _seconds(parts: Sequence[Timed], operation: str) -> Any:
 
 def basis_code(found: Expected, shown: Any) -> Any:
     """What an expected time rests on, as a position in `BASES`."""
-    code = choose(found.distance > 1.0, 2.0, 1.0)
-    code = choose(found.away_share > AWAY_SHARE, 3.0, code)
-    code = choose(found.distance > VOUCHED_RATIO, 4.0, code)
+    code = choose(found.distance > 1.0, 3.0, 2.0)
+    code = choose(found.away_share > AWAY_SHARE, 4.0, code)
+    code = choose(found.distance > VOUCHED_RATIO, 5.0, code)
     return choose(shown, code, 0.0)
 
 

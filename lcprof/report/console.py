@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
@@ -355,8 +355,9 @@ def _times(row: Row) -> list[RenderableType]:
     rate = found["output_tokens_per_s"]
     if rate is not None:
         each = found["output_tokens_per_s_per_gpu"]
-        text = f"{INDENT}Decoding: {rate:,.3g} tokens/s in all, {each:,.3g} per GPU."
+        text = f"{INDENT}decoding {rate:,.3g} tokens/s in all, {each:,.3g} per GPU"
         lines.append(Text(text))
+    lines += [Text(INDENT + line) for line in (*_energy(found), *_money(row, found))]
     unsure = {"TTFT": found["ttft_uncertain"], "TPOT": found["tpot_uncertain"]}
     least = " and ".join(dict.fromkeys(f"{op} in {name}" for name, op in unsure.items() if op))
     notes = [f"Expected on {STACK_NAMES[row.case.deployment.stack]}'s kernels. {FLOOR_NOTE}"]
@@ -367,6 +368,41 @@ def _times(row: Row) -> list[RenderableType]:
     if row.case.hypothetical and not estimate.fits:
         notes.append("Hypothetical: it does not fit.")
     return [*lines, *(Text(f"{INDENT}{note}", style="dim") for note in notes)]
+
+
+def _energy(found: Mapping[str, Any]) -> list[str]:
+    """Joules of the whole deployment, where its power is known."""
+    lines = []
+    for name, what, watts in (
+        ("prefill", "a prefill", "prefill_w_per_gpu"),
+        ("output_token", "an output token", "decode_w_per_gpu"),
+    ):
+        joules = found[f"{name}_j"]
+        if joules is not None:
+            low, high = (show_count(found[f"{name}_{end}_j"], "J") for end in ("low", "high"))
+            line = f"energy   {show_count(joules, 'J')} {what} ({low} to {high}), "
+            lines.append(f"{line}{found[watts]:.0f} W per GPU")
+    return lines
+
+
+def _money(row: Row, found: Mapping[str, Any]) -> list[str]:
+    """US dollars, where a price is known, with its source."""
+    output = found["usd_per_million_output_tokens"]
+    if output is None:
+        return []
+    deployment = row.case.deployment
+    gpu = deployment.gpu
+    given = deployment.price_usd_per_gpu_hour is not None
+    where = "as given" if given else f"{gpu.name}, {gpu.price_date}".rstrip(", ")
+    lines = [f"cost     ${output:,.3g} per million output tokens"]
+    if found["usd_per_million_input_tokens"] is not None:
+        lines[0] += f", ${found['usd_per_million_input_tokens']:,.3g} per million input"
+    if found["request_usd"] is not None:
+        request = f"${found['request_usd']:,.3g} a request, "
+        lines.append(
+            f"         {request}at ${deployment.usd_per_gpu_hour:,.4g} a GPU-hour ({where})"
+        )
+    return lines
 
 
 STACK_NAMES = {"vllm": "vLLM", "sglang": "SGLang", "trtllm": "TensorRT-LLM"}

@@ -27,7 +27,11 @@ HEADS = {
     "output_tokens": "output",
     "concurrency": "seqs",
     "utilisation": "util",
+    "price_usd_per_gpu_hour": "$/h",
+    "power_limit_w": "watts",
 }
+OF_GPU = ("price_usd_per_gpu_hour", "power_limit_w")
+"""Columns that a GPU alone mostly decides."""
 
 
 class Figure(Struct, frozen=True, kw_only=True):
@@ -57,6 +61,11 @@ def varying(rows: Sequence[Row]) -> list[str]:
         pairs = {(case["gpus"], case["tp"]) for case in cases}
         if len(pairs) == len({gpus for gpus, _ in pairs}):
             names.remove("tp")
+    for name in OF_GPU:
+        if {"gpu", name} <= set(names):
+            pairs = {(case["gpu"], case[name]) for case in cases}
+            if len(pairs) == len({gpu for gpu, _ in pairs}):
+                names.remove(name)
     return names or ["kv"]
 
 

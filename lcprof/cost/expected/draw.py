@@ -1,0 +1,92 @@
+"""What the power limit makes of an expected time, and the energy it takes.
+
+Kernel times were measured in short loops, at clocks that a long pass does not hold: where the work
+would draw more than the limit allows, what the SMs bound takes longer (`lcprof.cost.power`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct
+
+from lcprof import num
+from lcprof.cost.expected.task import Timed
+from lcprof.cost.expected.whole import Expected
+from lcprof.cost.power import burst_w, sustained
+from lcprof.cost.total import StageTotals
+from lcprof.domain.power import PowerModel
+
+STRETCHED = frozenset(
+    {"attention", "projections", "feed-forward", "experts", "recurrence", "latents again"}
+)
+"""Operations of a prefill that the SM clock bounds."""
+
+
+class Drawn(Struct, frozen=True, kw_only=True):
+    """A pass under the power limit: its times, and for one GPU the average watts and the joules
+    with the interval that nine in ten measurements fall in (NaN where no power is known)."""
+
+    expected: Expected
+    watts: Any
+    joules: Any
+    joules_low: Any
+    joules_high: Any
+
+
+def drawn(
+    found: Expected, work: StageTotals[Any], power: PowerModel | None, *, prompt: bool
+) -> Drawn:
+    """A pass of `work` on one GPU in `found` seconds. A prefill is bound by the SMs where its
+    operations are; a decode step by memory throughout."""
+    if power is None:
+        unknown = found.seconds * float("nan")
+        return Drawn(
+            expected=found, watts=unknown, joules=unknown, joules_low=unknown, joules_high=unknown
+        )
+    flops = {compute: count for compute, count in work.compute_flops if compute != "vector"}
+    moved_bytes = work.read_bytes + work.write_bytes
+    bound: Any = 0.0
+    if prompt:
+        for part in found.parts:
+            bound = bound + part.seconds if part.operation in STRETCHED else bound
+    ends = [power.scaled(factor) for factor in (power.low, 1.0, power.high)]
+    held = [_held(model, found.seconds, bound, flops, moved_bytes) for model in ends]
+    (fast_s, fast_w), (seconds, watts), (slow_s, slow_w) = held
+    below = found.seconds - found.low_s + 0.0
+    above = found.high_s - found.seconds
+    times = seconds / found.seconds
+    low_s = seconds - ((below * times) ** 2 + (seconds - fast_s) ** 2) ** 0.5
+    high_s = seconds + ((above * times) ** 2 + (slow_s - seconds) ** 2) ** 0.5
+    factor = 1.0 + (seconds - found.seconds) / num.larger(bound, 1e-12)
+    stretched = Expected(
+        parts=tuple(_stretched(part, factor, prompt=prompt) for part in found.parts),
+        seconds=seconds,
+        low_s=low_s,
+        high_s=high_s,
+        distance=found.distance,
+        away_share=found.away_share,
+    )
+    return Drawn(
+        expected=stretched,
+        watts=watts,
+        joules=watts * seconds,
+        joules_low=fast_w * low_s,
+        joules_high=slow_w * high_s,
+    )
+
+
+def _held(
+    model: PowerModel, seconds: Any, bound: Any, flops: dict[str, Any], moved_bytes: Any
+) -> tuple[Any, Any]:
+    """Seconds and watts under the limit; quick where nothing comes near it."""
+    free_w = burst_w(model, seconds, flops, moved_bytes)
+    over: Any = free_w > model.limit_w
+    if not (over if isinstance(over, bool) else over.any()):
+        return seconds, free_w
+    held = sustained(model, seconds, bound, flops, moved_bytes)
+    return held.seconds, held.watts
+
+
+def _stretched(part: Timed, factor: Any, *, prompt: bool) -> Timed:
+    return part.scaled(factor) if prompt and part.operation in STRETCHED else part
