@@ -10,7 +10,8 @@ from msgspec.structs import replace
 
 class PowerModel(Struct, frozen=True, kw_only=True):
     """Board power of one GPU: `idle_w` always, `busy_w` more while kernels run at boost clock, and
-    the energy of each FLOP (by compute dtype, at boost clock) and of each byte of GPU memory.
+    the energy of each FLOP (by compute dtype, at boost clock; attention's apart, as "attention
+    bf16") and of each byte of GPU memory.
 
     `limit_w` is what the board is held to. `clock_exponent` a says how the power of the SMs grows
     with their clock f near boost: f V^2 with V linear in f is f^a there, and flatter far below it,
@@ -38,7 +39,9 @@ class PowerModel(Struct, frozen=True, kw_only=True):
 
     def flop_j(self, compute: str) -> float:
         """Joules of one FLOP at boost clock; a dtype that the chip has no unit for runs in bf16."""
-        return self.joules_per_flop.get(compute) or self.joules_per_flop["bf16"]
+        known = self.joules_per_flop.get(compute)
+        attention = self.joules_per_flop.get("attention bf16") if "attention" in compute else None
+        return known or attention or self.joules_per_flop["bf16"]
 
     def scaled(self, factor: float) -> PowerModel:
         """The model with everything above idle `factor` times as hungry: `low` and `high` give the

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from lcprof.cost.decode import Step
 from lcprof.cost.expected.draw import drawn
+from lcprof.cost.expected.kernels import prompt_attention
 from lcprof.cost.expected.task import Timed, UnmeasuredError
 from lcprof.cost.expected.whole import Clock, Expected, decode_expected, prefill_expected
 from lcprof.cost.money import (
@@ -18,7 +19,7 @@ from lcprof.cost.money import (
 )
 from lcprof.domain.calibration import VOUCHED_RATIO
 from lcprof.domain.deployment import Deployment
-from lcprof.num import Num, choose, larger
+from lcprof.num import Num, choose, larger, smaller
 from lcprof.plan.estimate import Counts
 from lcprof.plan.fits import power_for
 
@@ -121,7 +122,17 @@ def times(
     except UnmeasuredError as reason:
         return _nothing(counts), str(reason)
     power = power_for(deployment.gpu, deployment.power_limit_w)
-    reading = drawn(burst, counts.prefill.stages[0], power, prompt=True)
+    stage = counts.prefill.stages[0]
+    ranks = deployment.tp * deployment.cp * deployment.pp
+    attention_flops = smaller(counts.attention_flops / ranks, dict(stage.compute_flops)["bf16"])
+    reading = drawn(
+        burst,
+        stage,
+        power,
+        prompt=True,
+        attention_flops=attention_flops,
+        attention_compute=prompt_attention(deployment, counts.kv).compute,
+    )
     stepping = drawn(first_step, counts.step.stages[0], power, prompt=False)
     first, step = reading.expected, stepping.expected
     slower = step.seconds / first_step.seconds

@@ -39,7 +39,8 @@ class Figure(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PowerFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One architecture's constants: watts, joules at boost clock, factors. They hold for `gpus`;
+    """One architecture's constants: watts, joules at boost clock, factors (`attention` on the
+    energy of a FLOP in attention over one in a matrix product). They hold for `gpus`;
     `measured_on` names those that were measured, `basis` whether these are the same."""
 
     architecture: Name
@@ -49,6 +50,7 @@ class PowerFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     idle_w: Figure
     busy_w: Figure
     joules_per_flop: dict[str, Figure]
+    attention: Figure
     joules_per_hbm_byte: Figure
     clock_exponent: Figure
     low: Figure
@@ -58,6 +60,7 @@ class PowerFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 _RANGES = {
     "idle_w": (1.0, 1000.0, "watts from 1 to 1000"),
     "busy_w": (1.0, 2000.0, "watts from 1 to 2000"),
+    "attention": (0.5, 3.0, "a factor from 0.5 to 3"),
     "joules_per_hbm_byte": (1e-12, 1e-9, "joules from 1e-12 to 1e-9"),
     "clock_exponent": (1.2, 3.0, "a number from 1.2 to 3"),
     "low": (0.2, 1.0, "a factor from 0.2 to 1"),
@@ -207,6 +210,9 @@ def _model(
         like = "fp8" if short and "fp8" in energies else "bf16"
         ratio = gpu.peak_flops[like] / peak
         energies.setdefault(compute, energies[like] * (min(ratio, 1.0) if short else ratio))
+    for compute in ("bf16", "fp8"):
+        if compute in energies:
+            energies[f"attention {compute}"] = energies[compute] * file.attention.value
     energies["vector"] = energies.get("fp32", energies["bf16"])
     figures = {name: getattr(file, name) for name in _RANGES}
     sources = {name: figure.source for name, figure in figures.items()}

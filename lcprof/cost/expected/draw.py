@@ -35,16 +35,24 @@ class Drawn(Struct, frozen=True, kw_only=True):
 
 
 def drawn(
-    found: Expected, work: StageTotals[Any], power: PowerModel | None, *, prompt: bool
+    found: Expected,
+    work: StageTotals[Any],
+    power: PowerModel | None,
+    *,
+    prompt: bool,
+    attention_flops: Any = 0.0,
+    attention_compute: str = "bf16",
 ) -> Drawn:
-    """A pass of `work` on one GPU in `found` seconds. A prefill is bound by the SMs where its
-    operations are; a decode step by memory throughout."""
+    """A pass of `work` on one GPU in `found` seconds, `attention_flops` of it attention, counted
+    among its bf16 work though the kernel multiplies in `attention_compute`. A prefill is bound by the SMs where its operations are; a decode step by memory throughout."""
     if power is None:
         unknown = found.seconds * float("nan")
         return Drawn(
             expected=found, watts=unknown, joules=unknown, joules_low=unknown, joules_high=unknown
         )
     flops = {compute: count for compute, count in work.compute_flops if compute != "vector"}
+    flops["bf16"] = flops.get("bf16", 0.0) - attention_flops
+    flops[f"attention {attention_compute}"] = attention_flops
     moved_bytes = work.read_bytes + work.write_bytes
     bound: Any = 0.0
     if prompt:
