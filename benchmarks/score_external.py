@@ -6,7 +6,8 @@
 DIR holds tables such as op_gemm.csv. Each row is predicted from its shape columns alone; its
 measured columns are only compared with. `--held-out` leaves out the groups whose rows are in
 benchmarks/data, which are those that the calibrations were fitted on, and the models that constants
-of engines were. `--summary` writes these scores as CSV; `lcprof accuracy` shows the committed one,
+of engines were. Figures of whole requests (published_figures.csv, and benchmarks/data/anchors.csv)
+entered no fit. `--summary` writes these scores as CSV; `lcprof accuracy` shows the committed one,
 lcprof/catalog/accuracy.csv.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,6 +24,7 @@ import numpy as np
 import pandas as pd
 
 from lcprof.calibrate.published import Batch, Table
+from lcprof.calibrate.published.requests import request_scores, score_requests
 from lcprof.calibrate.published.startup import fitted_groups, score_startup
 from lcprof.calibrate.published.tables import TABLES
 from lcprof.cost.timing.ceilings import ceilings_of
@@ -36,6 +39,8 @@ from lcprof.scenario.transport import Calibrations, widened
 DATA = Path(__file__).resolve().parent / "data"
 CALIBRATIONS = Calibrations(PARAMETERS)
 STARTUP = "engine_startup_memory"
+FIGURES = "published_figures"
+ANCHORS = "anchors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +192,35 @@ def startup_scores(folder: Path, *, held_out: bool) -> list[Score]:
     return [Score(**one, interval_width=None, transported=0) for one in scored]
 
 
+def request_figures(folder: Path) -> list[Score]:
+    """Scores of published times of whole requests, and of the anchors that travel with the data."""
+    found: list[Score] = []
+    for path in figure_tables(folder):
+        scored = request_scores(path, path.stem)
+        found += [Score(**one, interval_width=None, transported=0) for one in scored]
+    return found
+
+
+def figure_tables(folder: Path) -> list[Path]:
+    """The tables of whole requests: the folder's, and beside it that of the anchors."""
+    given = folder / f"{FIGURES}.csv"
+    return [given, DATA / f"{ANCHORS}.csv"] if given.exists() else []
+
+
+def show_figures(folder: Path) -> None:
+    """Every figure beside its prediction, and what is declined."""
+    for path in figure_tables(folder):
+        scored, refused = score_requests(path)
+        for reason, count in Counter(one.reason for one in refused).most_common():
+            print(f"    declined {count}: {reason}")
+        for one in scored:
+            place = f"{path.name}:{one.line} {one.device} {one.kind}"
+            print(
+                f"    {100 * one.error:+6.1f} % predicted {one.predicted:.4g} "
+                f"({one.low:.4g} to {one.high:.4g}) measured {one.measured:.4g}: {place}"
+            )
+
+
 def summarise(found: list[Score], path: Path) -> None:
     """Writes what `lcprof accuracy` reads."""
     write_accuracy([Accuracy(**{name: getattr(s, name) for name in FIELDS}) for s in found], path)
@@ -239,7 +273,7 @@ def main() -> int:
     if arguments.summary and (arguments.table or not arguments.held_out):
         print("--summary: needs --held-out, and all tables", file=sys.stderr)
         return 2
-    known = {table.name for table in TABLES} | {STARTUP}
+    known = {table.name for table in TABLES} | {STARTUP, FIGURES}
     if unknown := set(arguments.table or []) - known:
         print(f"{unknown.pop()}: not one of {', '.join(sorted(known))}", file=sys.stderr)
         return 2
@@ -266,6 +300,12 @@ def main() -> int:
             objects += found
             if not arguments.json:
                 show(found)
+        if not arguments.table or FIGURES in arguments.table:
+            found = request_figures(arguments.folder)
+            objects += found
+            if not arguments.json:
+                show(found)
+                show_figures(arguments.folder)
     except LcprofError as error:
         print(error, file=sys.stderr)
         return 2

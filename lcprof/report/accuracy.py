@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 STARTUP = "engine_startup_memory."
+REQUESTS = ("published_figures.", "anchors.")
 TIMES, MEMORY = "Times of operations", "What engines print at start-up"
+WHOLE = "Whole requests, as published"
 HELD_OUT = (
     "Held out: parameters were fitted without these groups; the models' form was designed with "
     "them in view."
@@ -21,7 +23,7 @@ HELD_OUT = (
 LEGEND = (
     "Errors are predicted / measured - 1: median and p90 of their size, bias the median with its "
     "sign. inside: measurements within the predicted 90% interval. declined: rows that nothing "
-    "predicts. large: the calls that weigh most."
+    "predicts. large: the calls that weigh most. bound: throughput under a load that is not stated."
 )
 
 
@@ -32,7 +34,8 @@ def accuracy_page(scores: Sequence[Accuracy]) -> list[RenderableType]:
 
     sections: dict[str, list[Accuracy]] = {}
     for score in scores:
-        head = MEMORY if score.table.startswith(STARTUP) else TIMES
+        head = WHOLE if score.table.startswith(REQUESTS) else TIMES
+        head = MEMORY if score.table.startswith(STARTUP) else head
         if score.device != POOLED:
             head += f", {score.device}, {score.framework}"
         sections.setdefault(head, []).append(score)
@@ -52,7 +55,7 @@ def _table(scores: Sequence[Accuracy]) -> Table:
         table.add_column(head, justify="right", no_wrap=True, min_width=6 if head != "rows" else 5)
     last = ""
     for score in scores:
-        name = score.table.removeprefix(STARTUP)
+        name = score.table.removeprefix(STARTUP).removeprefix(REQUESTS[0])
         table.add_row(
             f"  {printable(name)}" if name != last else "",
             score.subset,

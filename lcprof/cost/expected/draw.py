@@ -44,7 +44,8 @@ def drawn(
     attention_compute: str = "bf16",
 ) -> Drawn:
     """A pass of `work` on one GPU in `found` seconds, `attention_flops` of it attention, counted
-    among its bf16 work though the kernel multiplies in `attention_compute`. A prefill is bound by the SMs where its operations are; a decode step by memory throughout."""
+    among its bf16 work though the kernel multiplies in `attention_compute`. A prefill is bound by
+    the SMs where its operations are; a decode step by memory throughout."""
     if power is None:
         unknown = found.seconds * float("nan")
         return Drawn(
