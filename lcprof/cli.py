@@ -422,6 +422,7 @@ def _print_page(asked: Asked, engine: Engine | None) -> None:
 
 def answers_of(row: Row, asked: Asked) -> Answers:
     """What a page says of a row besides its columns; the offers as flags that can be pasted."""
+    from lcprof.plan.crossover import attention_crossover_tokens, kv_crossover_tokens
     from lcprof.plan.tries import fewest_gpus, tries
     from lcprof.report.console import Answers, Offer
 
@@ -429,7 +430,15 @@ def answers_of(row: Row, asked: Asked) -> Answers:
     offers = [
         Offer(flags=_flags(each.row, row, asked), why=each.why, row=each.row) for each in tries(row)
     ]
-    return Answers(row=row, offers=offers, fewest=fewest_gpus(row.case), breaks=breaks, grows=grows)
+    return Answers(
+        row=row,
+        offers=offers,
+        fewest=fewest_gpus(row.case),
+        breaks=breaks,
+        grows=grows,
+        attention_crossover_tokens=attention_crossover_tokens(row.case),
+        kv_crossover_tokens=kv_crossover_tokens(row.case),
+    )
 
 
 def _flags(offer: Row, row: Row, asked: Asked) -> str:

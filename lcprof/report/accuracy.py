@@ -23,7 +23,7 @@ HELD_OUT = (
 LEGEND = (
     "Errors are predicted / measured - 1: median and p90 of their size, bias the median with its "
     "sign. inside: measurements within the predicted 90% interval. declined: rows that nothing "
-    "predicts. large: the calls that weigh most. bound: throughput under a load that is not stated."
+    "predicts. large: the calls that weigh most."
 )
 
 

@@ -38,14 +38,17 @@ class Offer(Struct, frozen=True, kw_only=True):
 
 class Answers(Struct, frozen=True, kw_only=True):
     """What a page says of one row besides its columns: `offers` to try, the row with the `fewest`
-    GPUs that fits (None when there is none), and what runs out first (`breaks`) when `grows`
-    grows ("" for the plan as it is)."""
+    GPUs that fits (None when there is none), what runs out first (`breaks`) when `grows` grows (""
+    for the plan as it is), and the lengths up to which the rest of the model outweighs attention
+    (None for any length)."""
 
     row: Row
     offers: Sequence[Offer]
     fewest: Row | None
     breaks: str
     grows: str = ""
+    attention_crossover_tokens: float | None = None
+    kv_crossover_tokens: float | None = None
 
 
 def show_plan(rows: Sequence[Row], answers: Answers, question: str, screen: Screen) -> None:
@@ -448,6 +451,12 @@ def _limits(row: Row, answers: Answers) -> list[RenderableType]:
     grid.add_row(Text(f"{INDENT}most sequences {each}"), most)
     grid.add_row(Text(f"{INDENT}fewest GPUs"), printable(gpus))
     grid.add_row(Text(f"{INDENT}breaks first"), breaks)
+    for what, tokens in (
+        ("attention is most of a prefill", answers.attention_crossover_tokens),
+        ("KV is most of what a step reads", answers.kv_crossover_tokens),
+    ):
+        beyond = "at no length" if tokens is None else f"beyond {show_tokens(tokens)} tokens"
+        grid.add_row(Text(INDENT + what), beyond)
     return [Text("Limits", style="bold"), grid]
 
 

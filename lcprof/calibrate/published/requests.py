@@ -293,7 +293,7 @@ def request_scores(path: Path, table: str) -> list[dict[str, Any]]:
                     "table": f"{table}.{kind}",
                     "device": device,
                     "framework": "all",
-                    "subset": "bound" if all(one.bound for one in part) else "all",
+                    "subset": "all",
                     "rows": len(part),
                     "declined": sum(
                         one.kind == kind and device in ("all", one.device) for one in refused
