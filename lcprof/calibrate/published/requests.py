@@ -1,7 +1,8 @@
 """Published times of whole requests and throughputs of servers, beside what a plan expects.
 
 A row says which model ran where, on what prompt, and one figure. It is planned from its other
-columns alone. No constant of any calibration comes from these rows.
+columns alone. No constant of any calibration comes from these rows. Rates of single attention
+kernels and of ring attention, which the same table holds, are predicted by the same operations.
 """
 
 from __future__ import annotations
@@ -18,28 +19,26 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from lcprof.calibrate.published.startup import quantile
+from lcprof.cost.expected.task import Task, timed
+from lcprof.cost.expected.whole import Clock
+from lcprof.cost.timing.ceilings import ceilings_of
+from lcprof.cost.timing.prefill_attention import PREFILL_ATTENTION, PrefillAttentionCall
 from lcprof.errors import InputError
+from lcprof.plan.estimate import count
+from lcprof.plan.fits import fits_for
 from lcprof.plan.row import Row, plan_cases
+from lcprof.plan.times import timings
 from lcprof.scenario.cases import expand
+from lcprof.scenario.gpus import load_gpu
+from lcprof.scenario.models import model_names
 from lcprof.scenario.schema import read_scenario
 
 COLUMNS = (
     *("group", "model", "hardware", "n_gpus", "parallelism", "weight_precision", "kv_precision"),
     *("input_len", "output_len", "batch_or_concurrency", "metric"),
 )
-MODELS = {
-    "Llama-3.1-8B": "llama-3.1-8b",
-    "Llama-3.1-70B": "llama-3.1-70b",
-    "Llama-3.1-405B": "llama-3.1-405b",
-    "Llama-3.3-70B": "llama-3.3-70b",
-    "Llama-3-8B": "llama-3-8b",
-    "Mistral-7B": "mistral-7b-v0.3",
-    "Mixtral-8x7B": "mixtral-8x7b",
-    "Mixtral-8x22B": "mixtral-8x22b",
-    "gpt-oss-20b": "gpt-oss-20b",
-    "gpt-oss-120b": "gpt-oss-120b",
-    "Qwen3-8B": "qwen3-8b",
-}
+MODELS = {"Mistral-7B": "mistral-7b-v0.3", "DeepSeek-V3/R1": "deepseek-v3"}
+"""Published names that are not the catalog's."""
 GPUS = {
     "H100": "h100-sxm",
     "H100 80GB SXM5": "h100-sxm",
@@ -128,6 +127,8 @@ UNITS = {
     "tokens/s": 1.0,
     "tokens/s (all GPUs)": 1.0,
     "tokens/s per GPU": 1.0,
+    "TFLOP/s": 1e12,
+    "iterations/s": 1.0,
 }
 
 
@@ -161,6 +162,8 @@ def kind_of(metric: str) -> str:
         ("decode_itl_intercept", "tpot_intercept_s"),
         ("output_throughput_per_gpu", "output_tokens_per_s_per_gpu"),
         ("output_throughput", "output_tokens_per_s"),
+        ("attention_", "attention_flops_per_s"),
+        ("ring_attention_", "ring_attention_per_s"),
     ):
         if metric.startswith(begin):
             return kind
@@ -176,8 +179,14 @@ def _predict(row: Mapping[str, str]) -> Prediction | str:
     metric = shape["metric"]
     if not kind_of(metric):
         return "no time or rate of requests"
-    if shape["model"] not in MODELS or shape["hardware"] not in GPUS:
-        return f"no plan of {shape['model']} on {shape['hardware']}"
+    if shape["hardware"] not in GPUS:
+        return f"no calibration of {shape['hardware']}"
+    if metric.startswith("attention_"):
+        return _attention(shape, metric)
+    if metric.startswith("ring_attention_"):
+        return _ring(shape, metric)
+    if _model(shape["model"]) is None:
+        return f"no plan of {shape['model']}"
     if metric.startswith("decode_itl"):
         return _slope(shape, metric)
     if metric in {"prefill_ttft", "median_ttft"}:
@@ -248,6 +257,78 @@ def _throughput(shape: Mapping[str, str], *, per_gpu: bool) -> Prediction | str:
     return kind, rate("_s"), rate("_high_s"), high, not given
 
 
+HEAD_DIM = re.compile(r"attention_fwd_head_dim_(\d+)_(causal|noncausal)")
+CHART_TOKENS, CHART_WIDTH = 16384.0, 2048.0
+"""FlashAttention's charts: batch x length, and heads x head dimension."""
+
+
+def _attention(shape: Mapping[str, str], metric: str) -> Prediction | str:
+    """FLOP/s of FlashAttention 3, as its repository's charts count them."""
+    found = HEAD_DIM.fullmatch(metric)
+    if found is None:
+        return "no backward pass is modelled"
+    if not shape["group"].startswith("FA3-FA3"):
+        return "that kernel on that GPU is in no calibration"
+    head_dim, causal, length = float(found[1]), found[2] == "causal", float(shape["input_len"])
+    heads = CHART_WIDTH / head_dim
+    call = PrefillAttentionCall(
+        batch=CHART_TOKENS / length,
+        q_heads=heads,
+        kv_heads=heads,
+        qk_dim=head_dim,
+        v_dim=head_dim,
+        query_tokens=length,
+        prefix_tokens=0.0,
+        window_tokens=0.0,
+        causal=float(causal),
+        compute="bf16",
+        kernel="fa3",
+        kv_bytes_per_element=2.0,
+    )
+    name = "vllm_flash_attn_fa3 bf16, bf16 cache" if causal else ENCODER
+    task = Task(
+        operation="attention", family=PREFILL_ATTENTION, variants=(("vllm", name),), call=call
+    )
+    gpu = load_gpu(GPUS[shape["hardware"]], where="table")
+    one = timed(task, fits_for(gpu), ceilings_of(gpu))
+    square = CHART_TOKENS * length * CHART_WIDTH * 4.0
+    flops = square / 2.0 if causal else square
+    ends = (one.seconds, one.seconds + one.above_s, one.seconds - one.below_s)
+    middle, low, high = (flops / seconds for seconds in ends)
+    return "attention_flops_per_s", middle, low, high, False
+
+
+ENCODER = "vllm_vit_flash_attn_fa3 bf16, encoder"
+
+
+def _ring(shape: Mapping[str, str], metric: str) -> Prediction | str:
+    """Layers of balanced ring attention a second: a context-parallel prefill of Llama-3.1-8B."""
+    if metric != "ring_attention_fwd_zigzag_ring":
+        return "only balanced ring attention, forward and of one sequence, is modelled"
+    scenario = {
+        **shape,
+        "model": "Llama-3.1-8B",
+        "parallelism": "context parallel of one node",
+        "batch_or_concurrency": "1",
+    }
+    row = _planned(scenario, context=int(float(shape["input_len"])))
+    case = row.case
+    counts = count(case.model, case.deployment, case.kv, case.workload)
+    gpu = case.deployment.gpu
+    first, _, _ = timings(counts, case.deployment, Clock(gpu, fits_for(gpu)))
+    layers = float(case.model.layers)
+    ring = [p for p in first.parts if p.operation == "attention" or p.hidden_behind]
+    seconds = sum(p.seconds for p in ring)
+    low, high = seconds - sum(p.below_s for p in ring), seconds + sum(p.above_s for p in ring)
+    return "ring_attention_per_s", layers / seconds, layers / high, layers / low, False
+
+
+def _model(name: str) -> str | None:
+    """The catalog's name of a published model; None where it has none."""
+    known = MODELS.get(name) or name.lower()
+    return known if known in model_names() else None
+
+
 def _planned(shape: Mapping[str, str], *, context: int, concurrency: int = 0) -> Row:
     """The plan of a row at a context."""
     gpus = int(float(shape["n_gpus"] or 1))
@@ -255,7 +336,7 @@ def _planned(shape: Mapping[str, str], *, context: int, concurrency: int = 0) ->
     sequences = concurrency or (int(batch) if re.fullmatch(r"\d+", batch) else 1)
     narrow = re.search("fp8|fp4", shape["kv_precision"] or shape["weight_precision"])
     scenario: dict[str, Any] = {
-        "model": MODELS[shape["model"]],
+        "model": _model(shape["model"]),
         "gpu": GPUS[shape["hardware"]],
         "gpus": gpus,
         "context": context,
@@ -265,8 +346,9 @@ def _planned(shape: Mapping[str, str], *, context: int, concurrency: int = 0) ->
     if shape["weight_precision"] in {"fp8", "nvfp4"}:
         scenario["weights"] = shape["weight_precision"]
     if CONTEXT_PARALLEL.search(shape["parallelism"]):
-        degrees = {"tp": NODE_GPUS, "cp": gpus // NODE_GPUS, "chunk": context}
-        scenario |= degrees
+        # Within a node all GPUs share the prompt; beyond, each node is one rank of the ring.
+        tp = NODE_GPUS if gpus > NODE_GPUS else 1
+        scenario |= {"tp": tp, "cp": gpus // tp, "chunk": context}
     elif shape["parallelism"] == "one chunk":
         scenario["chunk"] = context
     limit_w = GROUP_POWER_W.get(shape["group"].partition("|")[0])
