@@ -18,6 +18,7 @@ from lcprof.cost.timing.collective import (
     COLLECTIVE,
     SWITCHED_RANKS,
     CollectiveCall,
+    narrow_limit,
     own_kernel,
 )
 from lcprof.cost.timing.exchange import EXCHANGE, ExchangeCall, expert_sms, reached_ranks
@@ -32,14 +33,22 @@ LOW_LATENCY_TOKENS = 128.0
 """Tokens of a GPU up to which DeepEP's low-latency kernels are meant."""
 
 
+def nodes_of(gpus: int) -> float:
+    """The nodes that so many GPUs fill."""
+    return float(-(-gpus // NODE_GPUS))
+
+
 def all_reduce(deployment: Deployment, buffer_bytes: Num, *, eager: bool, count: float) -> Task:
     """`count` all-reduces of a buffer over the tensor-parallel ranks."""
     hopper = deployment.gpu.architecture == "Hopper"
     own = own_kernel(deployment.stack, float(deployment.tp), hopper=hopper)
+    ranks, nodes = float(deployment.tp), nodes_of(deployment.tp)
     call = CollectiveCall(
         buffer_bytes=buffer_bytes,
-        ranks=float(deployment.tp),
+        ranks=ranks,
         passes=2.0,
+        nodes=nodes,
+        narrow_bytes=narrow_limit(ranks, nodes),
         in_switch=float(hopper and deployment.tp == SWITCHED_RANKS),
         own_limit_bytes=own.limit_bytes if deployment.tp <= NODE_GPUS else 0.0,
         one_shot_bytes=own.one_shot_bytes,
@@ -65,7 +74,12 @@ def library_task(
     hidden_behind: str = "",
 ) -> Task:
     """`count` collectives of the library over `ranks` GPUs, which lie within `span` GPUs."""
-    call = CollectiveCall(buffer_bytes=buffer_bytes, ranks=float(ranks), passes=passes)
+    call = CollectiveCall(
+        buffer_bytes=buffer_bytes,
+        ranks=float(ranks),
+        passes=passes,
+        nodes=min(float(ranks), nodes_of(span)),
+    )
     return Task(
         operation=COLLECTIVES,
         family=COLLECTIVE,
@@ -142,5 +156,6 @@ def expert_exchanges(
 def stage_exchange(model: ModelShape, deployment: Deployment, tokens: Num) -> Task:
     """Handing the hidden state of `tokens` tokens to the next stage, a slice from each rank."""
     sent = tokens * (model.hidden * ACTIVATION_BYTES / deployment.tp)
-    call = CollectiveCall(buffer_bytes=sent, ranks=2.0, passes=2.0)
+    nodes = min(2.0, nodes_of(deployment.tp * deployment.pp))
+    call = CollectiveCall(buffer_bytes=sent, ranks=2.0, passes=2.0, nodes=nodes)
     return Task(operation=COLLECTIVES, family=COLLECTIVE, variants=hand_over(deployment), call=call)

@@ -241,10 +241,14 @@ def mover(name: str) -> tuple[Variant, ...]:
     return (("vidur", name),)
 
 
+BETWEEN_NODES = (("vidur", "send_recv between nodes"), ("vidur", "all_reduce between nodes"))
+"""What tells a network's rate, that from one GPU to one other first."""
+
+
 def own_all_reduce(deployment: Deployment, *, eager: bool) -> tuple[Variant, ...]:
     """The all-reduce of tensor parallelism, in a node or across nodes."""
     if deployment.tp > NODE_GPUS:
-        return (("vidur", "all_reduce 2 nodes of 8"),)
+        return (("vidur", "all_reduce between nodes"),)
     names = ("all_reduce eager", "all_reduce") if eager else ("all_reduce",)
     return (*alike(deployment.stack, *names), ("nccl", "nccl"))
 
@@ -252,15 +256,14 @@ def own_all_reduce(deployment: Deployment, *, eager: bool) -> tuple[Variant, ...
 def nccl(ranks: int) -> tuple[Variant, ...]:
     """A collective that the library runs."""
     if ranks > NODE_GPUS:
-        return (("vidur", "all_reduce 2 nodes of 8"),)
+        return BETWEEN_NODES
     return (("nccl", "nccl"),)
 
 
 def hand_over(deployment: Deployment) -> tuple[Variant, ...]:
     """Sending activations to the next pipeline stage."""
     across = deployment.tp * deployment.pp > NODE_GPUS
-    name = "send_recv 2 nodes of 1" if across else "send_recv in a node"
-    return (("vidur", name),)
+    return BETWEEN_NODES if across else (("vidur", "send_recv in a node"),)
 
 
 def expert_exchange(part: str, *, low_latency: bool) -> tuple[Variant, ...]:
