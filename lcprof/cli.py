@@ -128,7 +128,7 @@ def _axis_options(command: F) -> F:
     is_flag=False,
     flag_value="",
     metavar="[COLUMN]",
-    help="print the formula, values and source of every number, or of one",
+    help="print formulas, values and sources of what is sized or timed, or of one column",
 )
 @click.option("--engine", metavar="NAME", help="launch line and reservation: vllm, sglang, trtllm")
 @click.option("--hypothetical", is_flag=True, help="times even of what does not fit")
@@ -155,7 +155,7 @@ def plan(
     if engine is not None and explain is not None:
         raise click.UsageError("--engine and --explain cannot be given together")
     serving = _engine(engine) if engine is not None else None
-    column = _column(explain) if explain else ""
+    column = explain or ""
     if serving is not None:
         axes["stack"] = axes["stack"] or (serving.name,)
     asked = _asked(scenario, axes, settings, hypothetical=hypothetical)
@@ -362,18 +362,6 @@ def _with_flag(fault: Fault) -> Fault:
     return replace(fault, expected=hint)
 
 
-def _column(name: str) -> str:
-    from lcprof.plan.estimate import Estimate
-    from lcprof.plan.times import Times
-
-    sized = (*Estimate.__struct_fields__, *Times.__struct_fields__)
-    known = [*sized, "max_context_tokens", "max_concurrency"]
-    if name not in known:
-        hint = nearest(name, known) or "one of the columns of --json"
-        raise InputError.one("--explain", given=name, expected=f"a column; {hint}")
-    return name
-
-
 def _print_explanations(rows: Sequence[Row], column: str) -> None:
     from lcprof.plan.explain import explain
     from lcprof.report.explain import explanation_page
@@ -382,7 +370,7 @@ def _print_explanations(rows: Sequence[Row], column: str) -> None:
     found = [explain(row) for row in rows]
     known = [each.column for each in found[0]]
     if column and column not in known:
-        expected = f"a column with a formula: {', '.join(known)}"
+        expected = f"a column with a formula; {nearest(column, known) or ', '.join(known)}"
         raise InputError.one("--explain", given=column, expected=expected)
     screen = Screen(sys.stdout)
     for row, explanations in zip(rows, found, strict=True):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from msgspec import Struct
 
@@ -20,7 +21,7 @@ from lcprof.domain.model import ModelShape
 from lcprof.plan.estimate import ENDLESS, count, growth, remade
 from lcprof.plan.fits import fits_for
 from lcprof.plan.row import Row
-from lcprof.plan.times import timings
+from lcprof.plan.times import passes
 
 
 class Term(Struct, frozen=True, kw_only=True):
@@ -327,34 +328,70 @@ def _floors(row: Row) -> list[Explanation]:
 
 
 def _expected(row: Row) -> list[Explanation]:
-    """The expected times, by operation."""
+    """The expected times by operation, and what follows from them."""
     case, columns = row.case, row.columns()
-    gpu = case.deployment.gpu
+    deployment, gpu = case.deployment, case.deployment.gpu
     try:
-        counts = count(case.model, case.deployment, case.kv, case.workload)
-        first, step, _ = timings(counts, case.deployment, Clock(gpu, fits_for(gpu)))
+        counts = count(case.model, deployment, case.kv, case.workload)
+        made = passes(counts, deployment, Clock(gpu, fits_for(gpu)))
     except UnmeasuredError:
         return []
     found = []
     for name, each, formula in (
-        ("ttft", first, "kernels of every chunk, one after the other"),
-        ("tpot", step, "kernels of one step, one after the other, stage after stage"),
+        ("ttft", made.alone.expected, "kernels of every chunk, one after the other"),
+        ("tpot", made.step.expected, "kernels of a step, one after the other, through all stages"),
     ):
-        if columns[f"{name}_s"] is None:
-            continue
-        low, high = columns[f"{name}_low_s"], columns[f"{name}_high_s"]
-        found.append(
-            Explanation(
-                column=f"{name}_s",
-                value=columns[f"{name}_s"],
-                unit="s",
-                formula=f"{formula}; nine in ten lie from {low:.4g} s to {high:.4g} s",
-                terms=tuple(map(_timed_term, each.parts)),
-                source=f"{columns[f'{name}_basis']}; calibrations of {case.deployment.stack} and "
-                "what is most like it (lcprof accuracy)",
+        if columns[f"{name}_s"] is not None:
+            low, high = columns[f"{name}_low_s"], columns[f"{name}_high_s"]
+            found.append(
+                Explanation(
+                    column=f"{name}_s",
+                    value=columns[f"{name}_s"],
+                    unit="s",
+                    formula=f"{formula}, at the clock that {columns['power_limit_w'] or 0:.0f} W "
+                    f"allow; nine in ten lie from {low:.4g} s to {high:.4g} s",
+                    terms=tuple(map(_timed_term, each.parts)),
+                    source=f"{columns[f'{name}_basis']}; calibrations of {deployment.stack} and "
+                    "what is most like it (lcprof accuracy)",
+                )
             )
+    return [*found, *_derived(columns)]
+
+
+DERIVED = (
+    ("request_s", "s", "ttft_s + (output - 1) x the mean of the first and the last step"),
+    ("output_tokens_per_s", "tokens/s", "sequences / tpot_s"),
+    ("output_tokens_per_s_per_gpu", "tokens/s", "output_tokens_per_s / gpus"),
+    ("prefill_j", "J", "watts of a GPU x seconds of the prefill x its GPUs"),
+    ("output_token_j", "J", "watts of a GPU x tpot_s x gpus / sequences"),
+    ("request_usd", "USD", "price x gpus x (a prefill + an answer's share of the batch)"),
+    ("usd_per_million_input_tokens", "USD", "price x gpus x seconds of a prefill / its tokens"),
+    ("usd_per_million_output_tokens", "USD", "price x gpus x tpot_s / sequences"),
+)
+"""Columns that follow from the expected times: unit and formula."""
+
+
+def _derived(columns: Mapping[str, Any]) -> list[Explanation]:
+    terms = [
+        Term(text=f"{name} {columns[name]:,.6g}")
+        for name in (
+            *("ttft_s", "tpot_s", "gpus", "concurrency", "price_usd_per_gpu_hour"),
+            *("prefill_w_per_gpu", "decode_w_per_gpu"),
         )
-    return found
+        if columns[name] is not None
+    ]
+    return [
+        Explanation(
+            column=name,
+            value=columns[name],
+            unit=unit,
+            formula=formula,
+            terms=tuple(terms),
+            source="the lines above; power: lcprof/catalog/power; price: scenario or catalog",
+        )
+        for name, unit, formula in DERIVED
+        if columns[name] is not None
+    ]
 
 
 def _timed_term(part: Timed) -> Term:

@@ -328,6 +328,7 @@ def _work(row: Row) -> list[RenderableType]:
 
 
 def _times(row: Row) -> list[RenderableType]:
+    from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
@@ -358,7 +359,7 @@ def _times(row: Row) -> list[RenderableType]:
     rate = found["output_tokens_per_s"]
     if rate is not None:
         each = found["output_tokens_per_s_per_gpu"]
-        text = f"{INDENT}decoding {rate:,.3g} tokens/s in all, {each:,.3g} per GPU"
+        text = f"{INDENT}decoding {_rounded(rate)} tokens/s in all, {_rounded(each)} per GPU"
         lines.append(Text(text))
     lines += [Text(INDENT + line) for line in (*_energy(found), *_money(row, found))]
     unsure = {"TTFT": found["ttft_uncertain"], "TPOT": found["tpot_uncertain"]}
@@ -370,7 +371,7 @@ def _times(row: Row) -> list[RenderableType]:
         notes = [f"Nothing is expected: {row.no_times}. {FLOOR_NOTE}"]
     if row.case.hypothetical and not estimate.fits:
         notes.append("Hypothetical: it does not fit.")
-    return [*lines, *(Text(f"{INDENT}{note}", style="dim") for note in notes)]
+    return [*lines, *(Padding(Text(note, style="dim"), (0, 0, 0, 2)) for note in notes)]
 
 
 def _energy(found: Mapping[str, Any]) -> list[str]:
@@ -388,6 +389,11 @@ def _energy(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _rounded(value: float) -> str:
+    """Three digits, never in powers of ten."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
 def _money(row: Row, found: Mapping[str, Any]) -> list[str]:
     """US dollars, where a price is known, with its source."""
     output = found["usd_per_million_output_tokens"]
@@ -397,9 +403,9 @@ def _money(row: Row, found: Mapping[str, Any]) -> list[str]:
     gpu = deployment.gpu
     given = deployment.price_usd_per_gpu_hour is not None
     where = "as given" if given else f"{gpu.name}, {gpu.price_date}".rstrip(", ")
-    lines = [f"cost     ${output:,.3g} per million output tokens"]
+    lines = [f"cost     ${_rounded(output)} per million output tokens"]
     if found["usd_per_million_input_tokens"] is not None:
-        lines[0] += f", ${found['usd_per_million_input_tokens']:,.3g} per million input"
+        lines[0] += f", ${_rounded(found['usd_per_million_input_tokens'])} per million input"
     if found["request_usd"] is not None:
         request = f"${found['request_usd']:,.3g} a request, "
         lines.append(

@@ -127,6 +127,7 @@ def vidur(frame: DataFrame) -> Batches:
             passes=np.full(count, 2.0),
             nodes=np.full(count, nodes),
             narrow_bytes=np.full(count, reduces * narrow_limit(workers, nodes)),
+            on_bus=np.full(count, float(place == "over PCIe")),
             in_switch=np.zeros(count),
         )
         variant = f"{op} {place}"

@@ -10,9 +10,16 @@ from __future__ import annotations
 from typing import Any
 
 from lcprof import num
-from lcprof.cost.expected.kernels import expert_exchange, hand_over, nccl, own_all_reduce
-from lcprof.cost.expected.task import Task
-from lcprof.cost.layer import Batch
+from lcprof.cost.expected.kernels import (
+    expert_exchange,
+    hand_over,
+    is_on_bus,
+    is_paired,
+    nccl,
+    own_all_reduce,
+)
+from lcprof.cost.expected.task import Task, UnmeasuredError
+from lcprof.cost.layer import Batch, reached_ranks
 from lcprof.cost.operation import ACTIVATION_BYTES
 from lcprof.cost.timing.collective import (
     COLLECTIVE,
@@ -21,7 +28,7 @@ from lcprof.cost.timing.collective import (
     narrow_limit,
     own_kernel,
 )
-from lcprof.cost.timing.exchange import EXCHANGE, ExchangeCall, expert_sms, reached_ranks
+from lcprof.cost.timing.exchange import EXCHANGE, ExchangeCall, expert_sms
 from lcprof.domain.deployment import NODE_GPUS, Deployment
 from lcprof.domain.model import FeedForward, LayerGroup, ModelShape
 from lcprof.num import Num
@@ -43,14 +50,16 @@ def all_reduce(deployment: Deployment, buffer_bytes: Num, *, eager: bool, count:
     hopper = deployment.gpu.architecture == "Hopper"
     own = own_kernel(deployment.stack, float(deployment.tp), hopper=hopper)
     ranks, nodes = float(deployment.tp), nodes_of(deployment.tp)
+    bus = is_on_bus(deployment.gpu, deployment.tp)
     call = CollectiveCall(
         buffer_bytes=buffer_bytes,
         ranks=ranks,
         passes=2.0,
         nodes=nodes,
         narrow_bytes=narrow_limit(ranks, nodes),
-        in_switch=float(hopper and deployment.tp == SWITCHED_RANKS),
-        own_limit_bytes=own.limit_bytes if deployment.tp <= NODE_GPUS else 0.0,
+        on_bus=float(bus),
+        in_switch=float(hopper and not bus and deployment.tp == SWITCHED_RANKS),
+        own_limit_bytes=own.limit_bytes if deployment.tp <= NODE_GPUS and not bus else 0.0,
         one_shot_bytes=own.one_shot_bytes,
         eager=eager,
     )
@@ -79,11 +88,12 @@ def library_task(
         ranks=float(ranks),
         passes=passes,
         nodes=min(float(ranks), nodes_of(span)),
+        on_bus=float(is_on_bus(deployment.gpu, span)),
     )
     return Task(
         operation=COLLECTIVES,
         family=COLLECTIVE,
-        variants=nccl(span),
+        variants=nccl(deployment.gpu, span),
         call=call,
         count=count,
         hidden_behind=hidden_behind,
@@ -113,7 +123,7 @@ def layer_exchanges(
         tasks += expert_exchanges(model, ffn, deployment, mine / deployment.tp)
     else:
         ranks = deployment.tp * deployment.dp
-        every = batch.tokens / batch.steps / deployment.cp * state
+        every = batch.expert_tokens / batch.steps * state
         tasks.append(
             library_task(deployment, ranks=ranks, span=ranks, buffer_bytes=every, count=2.0)
         )
@@ -123,7 +133,12 @@ def layer_exchanges(
 def expert_exchanges(
     model: ModelShape, ffn: FeedForward, deployment: Deployment, tokens: Num
 ) -> list[Task]:
-    """Handing the tokens of each GPU to their experts' GPUs and back."""
+    """Handing the tokens of each GPU to their experts' GPUs and back. Raises UnmeasuredError beyond
+    what DeepEP was measured on: one node whose GPUs NVLink joins."""
+    if deployment.tp * deployment.dp > NODE_GPUS:
+        raise UnmeasuredError("expert parallelism between nodes was not measured")
+    if is_paired(deployment.gpu):
+        raise UnmeasuredError("expert parallelism was measured over NVLink alone")
     hidden, top_k, ep = float(model.hidden), ffn.experts_per_token, deployment.ep
     sm_count = deployment.gpu.sm_count or 132
     tasks: list[Task] = []
@@ -153,9 +168,29 @@ def expert_exchanges(
     return tasks
 
 
-def stage_exchange(model: ModelShape, deployment: Deployment, tokens: Num) -> Task:
-    """Handing the hidden state of `tokens` tokens to the next stage, a slice from each rank."""
+def stage_exchanges(model: ModelShape, deployment: Deployment, tokens: Num) -> list[Task]:
+    """Handing the hidden state of `tokens` tokens over all boundaries between stages, a slice from
+    each rank. Stages lie one after the other, so boundaries cross to another node where one is
+    full."""
     sent = tokens * (model.hidden * ACTIVATION_BYTES / deployment.tp)
-    nodes = min(2.0, nodes_of(deployment.tp * deployment.pp))
-    call = CollectiveCall(buffer_bytes=sent, ranks=2.0, passes=2.0, nodes=nodes)
-    return Task(operation=COLLECTIVES, family=COLLECTIVE, variants=hand_over(deployment), call=call)
+    stage_gpus = deployment.tp * deployment.cp * deployment.dp
+    stages_a_node = max(NODE_GPUS // stage_gpus, 1)
+    across = -(-deployment.pp // stages_a_node) - 1
+    tasks: list[Task] = []
+    for crosses, count in ((False, deployment.pp - 1 - across), (True, across)):
+        if not count:
+            continue
+        bus = is_on_bus(deployment.gpu, deployment.tp * 2) and not crosses
+        call = CollectiveCall(
+            buffer_bytes=sent, ranks=2.0, passes=2.0, nodes=1.0 + crosses, on_bus=float(bus)
+        )
+        tasks.append(
+            Task(
+                operation=COLLECTIVES,
+                family=COLLECTIVE,
+                variants=hand_over(deployment.gpu, across=crosses),
+                call=call,
+                count=float(count),
+            )
+        )
+    return tasks

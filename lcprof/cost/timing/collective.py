@@ -31,16 +31,17 @@ class CollectiveCall(Struct, frozen=True, kw_only=True):
     all-gather, reduce-scatter and all-to-all; for send and receive give 2 ranks, 2 passes. The
     ranks lie on `nodes` machines, evenly; between them buffers of up to `narrow_bytes` go by the
     low-latency protocol.
-    `in_switch` is 1 where switches reduce, else 0. `own_limit_bytes` is the largest buffer that
-    the engine's own kernel takes (0: none has one) and `one_shot_bytes` the largest that it
-    takes in one shot. `eager` calls are launched without CUDA graphs and copy the buffer in and
-    out."""
+    `on_bus` is 1 where they meet on the host's bus rather than by NVLink, `in_switch` where
+    switches reduce, else 0. `own_limit_bytes` is the largest buffer that the engine's own kernel
+    takes (0: none has one) and `one_shot_bytes` the largest that it takes in one shot. `eager`
+    calls are launched without CUDA graphs and copy the buffer in and out."""
 
     buffer_bytes: Any
     ranks: Any
     passes: Any
     nodes: Any = 1.0
     narrow_bytes: Any = 0.0
+    on_bus: Any = 0.0
     in_switch: Any = 0.0
     own_limit_bytes: Any = 0.0
     one_shot_bytes: Any = 0.0
@@ -142,7 +143,7 @@ PARAMETERS = {
 
 def ring_s(call: CollectiveCall, ceilings: Ceilings, p: Mapping[str, float]) -> Any:
     """Seconds of the library's collective."""
-    link = ceilings.link_bytes_per_s
+    link = link_of(call, ceilings)
     n = call.ranks
     part = call.buffer_bytes / n
     inside = call.passes * (n - 1.0) * part
@@ -159,10 +160,16 @@ def ring_s(call: CollectiveCall, ceilings: Ceilings, p: Mapping[str, float]) -> 
     return p["launch_s"] + ramp + num.choose(call.in_switch > 0.0, switched, ring)
 
 
+def link_of(call: CollectiveCall, ceilings: Ceilings) -> Any:
+    """Bytes/s of what joins the ranks, in one direction."""
+    bus = ceilings.host_bytes_per_s
+    return num.choose(call.on_bus > 0.0, bus, ceilings.link_bytes_per_s or bus)
+
+
 def own_s(call: CollectiveCall, ceilings: Ceilings, p: Mapping[str, float]) -> Any:
     """Seconds of an engine's own all-reduce."""
     n = call.ranks
-    rate = p["own_link"] * ceilings.link_bytes_per_s
+    rate = p["own_link"] * link_of(call, ceilings)
     once = call.buffer_bytes * (n - 1.0) / rate
     twice = p["two_shot_s"] + 2.0 * call.buffer_bytes * (n - 1.0) / n / rate
     moved = num.choose(call.buffer_bytes <= call.one_shot_bytes, once, twice)

@@ -31,15 +31,6 @@ class ExchangeCall(Struct, frozen=True, kw_only=True):
     polled: Any = 0.0
 
 
-def reached_ranks(top_k: int, experts: int, ranks: int) -> float:
-    """How many of `ranks` GPUs hold one of `top_k` experts drawn without repetition."""
-    local = experts // ranks
-    missed = 1.0
-    for drawn in range(top_k):
-        missed *= max(experts - local - drawn, 0) / (experts - drawn)
-    return ranks * (1.0 - missed)
-
-
 def expert_sms(experts: int, sm_count: int) -> float:
     """SMs of a low-latency kernel: as many experts to each as it takes to seat them all."""
     each = -(-experts // sm_count)

@@ -68,7 +68,9 @@ DECODE_PARAMETERS = {
 class MlaModuleCall(Struct, frozen=True, kw_only=True):
     """`query_tokens` new tokens in each of `batch` sequences: a prompt (`context_tokens` equal to
     them) or one token at `context_tokens`. `fp8_weights` is 1.0 or 0.0, `compute` the dtype of a
-    decode step's attention, `kernel` a key of `prefill_attention.KERNELS`."""
+    decode step's attention, `kernel` a key of `prefill_attention.KERNELS`. A prompt's queries see
+    `window_tokens` (0: all). The heads of `gathered` ranks share a decode step's attention, each
+    rank projecting its own."""
 
     shape: LatentShape
     batch: Any
@@ -79,6 +81,8 @@ class MlaModuleCall(Struct, frozen=True, kw_only=True):
     fp8_weights: Any
     compute: str
     kernel: str
+    window_tokens: Any = 0.0
+    gathered: Any = 1.0
 
 
 def prefill_core(call: MlaModuleCall) -> prefill_attention.PrefillAttentionCall:
@@ -91,7 +95,7 @@ def prefill_core(call: MlaModuleCall) -> prefill_attention.PrefillAttentionCall:
         v_dim=call.shape.v_dim + 0.0 * call.batch,
         query_tokens=call.query_tokens,
         prefix_tokens=call.context_tokens - call.query_tokens,
-        window_tokens=0.0 * call.batch,
+        window_tokens=call.window_tokens + 0.0 * call.batch,
         causal=1.0 + 0.0 * call.batch,
         compute="bf16",
         kernel=call.kernel,
@@ -103,7 +107,7 @@ def decode_core(call: MlaModuleCall) -> mla_decode.MlaDecodeCall:
     """The attention of a decode step, absorbed."""
     return mla_decode.MlaDecodeCall(
         batch=call.batch,
-        q_heads=call.q_heads,
+        q_heads=call.q_heads * call.gathered,
         context_tokens=call.context_tokens,
         kv_bytes_per_element=call.kv_bytes_per_element,
         compute=call.compute,
