@@ -1,0 +1,542 @@
+"""From a point to tensors, a call and a check: the kernels' own input factories and oracles.
+
+The only room beside `device` and `ceilings` that touches PyTorch and the kernels; it loads when a
+run begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from lcprof.measure.points import Point, Shape
+from lcprof_kernels import caches
+from lcprof_kernels.append.api import append
+from lcprof_kernels.append.inputs import draw
+from lcprof_kernels.append.reference import append_eager
+from lcprof_kernels.attention.api import attention
+from lcprof_kernels.attention.inputs import make_inputs
+from lcprof_kernels.attention.problem import check_problem
+from lcprof_kernels.attention.reference import naive, reference
+from lcprof_kernels.budget import errors, tolerance
+from lcprof_kernels.decode.api import decode_attention
+from lcprof_kernels.decode.inputs import DecodeInputs, decode_inputs
+from lcprof_kernels.decode.reference import decode_reference
+from lcprof_kernels.mla.api import DEFAULT_SCALE, mla_decode, mla_prefill
+from lcprof_kernels.mla.fp8 import FP8_ROW_BYTES, LATENT, ROW
+from lcprof_kernels.mla.inputs import MlaInputs, mla_inputs
+from lcprof_kernels.mla.reference import mla_reference, rows_of_sequence
+from lcprof_kernels.quantised_decode.api import quantised_decode
+from lcprof_kernels.quantised_decode.inputs import make_quantised_decode_inputs
+from lcprof_kernels.quantised_decode.reference import attend, dequantise
+from lcprof_kernels.selection.inputs import index_inputs, page_inputs
+from lcprof_kernels.selection.pages import page_bounds, quest_decode
+from lcprof_kernels.selection.tokens import score_tokens, select_tokens, sparse_mla_decode
+
+Tensor = torch.Tensor
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+CHECKED_TOKENS = 64
+CHECKED_ROWS = 256
+APPENDED_TOKENS = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """A call that can be repeated, and a check of its result: (error found, error allowed)."""
+
+    run: Callable[[], Any]
+    check: Callable[[Any], tuple[float, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """Bytes that a point takes: its inputs for as long as it is there, what a call allocates on
+    top of them, and what the check does."""
+
+    inputs: float
+    call: float
+    check: float
+
+    @property
+    def peak(self) -> float:
+        """The most at any time."""
+        return self.inputs + max(self.call, self.check)
+
+
+def prepare(point: Point, place: torch.device) -> Work:
+    """Draws a point's inputs. Raises what the kernels raise for a shape that they cannot take."""
+    return _PREPARE[point.operation](_Shape(point.shape), point.implementation, place)
+
+
+class _Shape:
+    """A point's shape with whole numbers as int."""
+
+    def __init__(self, shape: Shape) -> None:
+        self._shape = shape
+
+    def count(self, name: str) -> int:
+        """A whole number."""
+        return int(self._shape[name])
+
+    def some(self, name: str) -> int | None:
+        """A whole number, None for 0."""
+        return int(self._shape.get(name, 0)) or None
+
+    def text(self, name: str) -> str:
+        """A word."""
+        return str(self._shape[name])
+
+    def counts(self, *names: str) -> dict[str, int]:
+        """Several whole numbers as keyword arguments."""
+        return {name: self.count(name) for name in names}
+
+
+def _judged(wanted: Callable[[], Tensor], rounded: Callable[[], Tensor], result: Tensor) -> Any:
+    """Error and allowance of a result, by the kernels' own budget."""
+    budget = tolerance(wanted, rounded)
+    largest, mean = budget.errors(result)
+    return (largest if mean <= budget.mean else float("inf")), budget.largest
+
+
+def _ends(count: int) -> list[int]:
+    """The first and the last of `count`."""
+    return sorted({0, count - 1})
+
+
+def _prefill(shape: _Shape, impl: str, place: torch.device) -> Work:
+    drawn = make_inputs(
+        **shape.counts("batch", "q_heads", "kv_heads", "query_tokens", "context_tokens"),
+        head_dim=shape.count("head_dim"),
+        dtype=DTYPES[shape.text("dtype")],
+        device=place,
+    )
+    window, sinks = shape.some("window_tokens"), shape.count("sink_tokens")
+    return _prefill_work(
+        drawn.q,
+        drawn.k,
+        drawn.v,
+        window,
+        sinks,
+        lambda q, k, v: attention(q, k, v, window_tokens=window, sink_tokens=sinks, impl=impl),
+    )
+
+
+def _mla_prefill(shape: _Shape, impl: str, place: torch.device) -> Work:
+    heads = shape.count("q_heads")
+    drawn = make_inputs(
+        **shape.counts("batch", "q_heads", "query_tokens", "context_tokens"),
+        kv_heads=heads,
+        head_dim=192,
+        value_dim=128,
+        device=place,
+    )
+    chosen: Any = impl
+    return _prefill_work(
+        drawn.q, drawn.k, drawn.v, None, 0, lambda q, k, v: mla_prefill(q, k, v, impl=chosen)[0]
+    )
+
+
+def _prefill_work(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | None,
+    sinks: int,
+    attend_all: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> Work:
+    """Checked on the last tokens of the first and the last KV head."""
+
+    def check(out: Tensor) -> tuple[float, float]:
+        group = q.shape[2] // k.shape[1]
+        found = []
+        for head in _ends(k.shape[1]):
+            heads = slice(head * group, (head + 1) * group)
+            tail = q[:, -CHECKED_TOKENS:, heads]
+            problem = check_problem(
+                tail, k[:, head : head + 1], v[:, head : head + 1], causal=True,
+                window_tokens=window, sink_tokens=sinks, scale=None, cu_query_tokens=None,
+                cu_context_tokens=None, q_scale=1.0, k_scale=1.0, v_scale=1.0,
+            )  # fmt: skip
+            found.append(
+                _judged(
+                    lambda problem=problem: reference(problem)[0],  # type: ignore[misc]
+                    lambda problem=problem: naive(problem)[0],  # type: ignore[misc]
+                    out[:, -CHECKED_TOKENS:, heads],
+                )
+            )
+        worst: tuple[float, float] = max(found, key=lambda pair: pair[0] / pair[1])
+        return worst
+
+    def run() -> Tensor:
+        with torch.no_grad():
+            return attend_all(q, k, v)
+
+    return Work(run=run, check=check)
+
+
+def _decode(shape: _Shape, impl: str, place: torch.device) -> Work:
+    batch, context = shape.count("batch"), shape.count("context_tokens")
+    window, sinks = shape.some("window_tokens"), shape.count("sink_tokens")
+    ring = shape.text("layout") == "ring"
+    room = window + sinks if ring and window else context
+    paged = shape.some("page_tokens")
+    ours = impl in ("triton", "naive")
+    inputs = decode_inputs(
+        **shape.counts("batch", "q_heads", "kv_heads", "head_dim", "query_tokens"),
+        context_tokens=room,
+        lengths=[context] * batch if ring or (paged and ours) else None,
+        page_tokens=paged,
+        window_tokens=window,
+        sink_tokens=sinks,
+        ring=ring,
+        dtype=DTYPES[shape.text("dtype")],
+        device=place,
+        seed=torch.seed() % 2**31,
+    )
+    given = inputs.arguments()
+
+    def check(out: Tensor) -> tuple[float, float]:
+        group = inputs.q.shape[2] // inputs.k_cache.shape[1]
+        found = []
+        for b, head in zip(_ends(batch), _ends(inputs.k_cache.shape[1]), strict=False):
+            heads = slice(head * group, (head + 1) * group)
+            one = _one_sequence(inputs, b, head, heads).arguments()
+
+            def by(low: bool, one: dict[str, Any] = one) -> Tensor:
+                result: Tensor = decode_reference(**one, low_precision=low)[0]
+                return result
+
+            found.append(
+                _judged(
+                    lambda by=by: by(False),  # type: ignore[misc]
+                    lambda by=by: by(True),  # type: ignore[misc]
+                    out[b : b + 1, :, heads],
+                )
+            )
+        worst: tuple[float, float] = max(found, key=lambda pair: pair[0] / pair[1])
+        return worst
+
+    return Work(run=lambda: decode_attention(**given, impl=impl)[0], check=check)
+
+
+def _one_sequence(inputs: DecodeInputs, b: int, head: int, heads: slice) -> DecodeInputs:
+    rows = slice(b, b + 1) if inputs.page_table is None else slice(None)
+    return replace(
+        inputs,
+        q=inputs.q[b : b + 1, :, heads],
+        k_cache=inputs.k_cache[rows, head : head + 1],
+        v_cache=inputs.v_cache[rows, head : head + 1],
+        lengths=None if inputs.lengths is None else inputs.lengths[b : b + 1],
+        page_table=None if inputs.page_table is None else inputs.page_table[b : b + 1],
+    )
+
+
+def _format(name: str) -> caches.Format:
+    """The kernels' format of a name in a shape."""
+    if name.startswith("int4-kivi-"):
+        size = int(name.removeprefix("int4-kivi-"))
+        return caches.int4_kivi(size, size)
+    if name.startswith("int4-token-"):
+        return caches.int4_per_token(int(name.removeprefix("int4-token-")))
+    return {
+        "fp8-tensor": caches.fp8_per_tensor,
+        "fp8-token": caches.fp8_per_token,
+        "int8-token": caches.int8_per_token,
+    }[name]()
+
+
+def _quantised(shape: _Shape, impl: str, place: torch.device) -> Work:
+    batch = shape.count("batch")
+    inputs = make_quantised_decode_inputs(
+        _format(shape.text("format")),
+        lengths=[shape.count("context_tokens")] * batch,
+        **shape.counts("q_heads", "kv_heads", "head_dim", "query_tokens"),
+        page_tokens=shape.some("page_tokens"),
+        scale_dtype=_scale_dtype(shape),
+        device=place,
+        seed=torch.seed() % 2**31,
+        impl="triton" if place.type == "cuda" else "torch",
+    )
+    q, cache = inputs.q, inputs.cache
+    scale = cache.head_dim**-0.5
+
+    def check(out: Tensor) -> tuple[float, float]:
+        picks = _ends(batch)
+
+        def by(dtype: torch.dtype) -> Tensor:
+            return torch.stack([attend(q[b], *dequantise(cache, b), scale, dtype)[0] for b in picks])
+
+        return _judged(lambda: by(torch.float32), lambda: by(q.dtype), out[picks])  # type: ignore[no-any-return]
+
+    return Work(run=lambda: quantised_decode(q, cache, impl=impl)[0], check=check)
+
+
+def _scale_dtype(shape: _Shape) -> torch.dtype:
+    """The type of scales; one for a whole tensor is always float32, whatever is asked."""
+    return DTYPES[shape.text("scale")]
+
+
+def _quest(shape: _Shape, impl: str, place: torch.device) -> Work:
+    batch, page = shape.count("batch"), shape.count("page_tokens")
+    x = page_inputs(
+        **shape.counts("batch", "q_heads", "kv_heads", "head_dim", "context_tokens", "page_tokens"),
+        device=place,
+    )
+    chosen: Any = impl
+    where: dict[str, Any] = {"lengths": x.lengths, "page_table": x.page_table}
+    bounds = page_bounds(x.k_cache, **where, impl=chosen)
+    pages = min(shape.count("pages"), -(-shape.count("context_tokens") // page))
+
+    def attended(impl: Any, q: Tensor, where: Mapping[str, Any]) -> Tensor:
+        out: Tensor = quest_decode(
+            q, x.k_cache, x.v_cache, bounds, **where, pages=pages, impl=impl
+        )[0]
+        return out
+
+    def check(out: Tensor) -> tuple[float, float]:
+        last = slice(batch - 1, batch)
+        one = {name: tensor[last] for name, tensor in where.items()}
+        want = attended("naive", x.q[last], one)
+        return _judged(want.double, lambda: want, out[last])  # type: ignore[no-any-return]
+
+    return Work(run=lambda: attended(impl, x.q, where), check=check)
+
+
+def _mla_decode(shape: _Shape, impl: str, place: torch.device) -> Work:
+    x = _mla_inputs(shape, place)
+    chosen: Any = impl
+
+    def check(out: Tensor) -> tuple[float, float]:
+        picks = _ends(x.q.shape[0])
+
+        def by(low: bool) -> Tensor:
+            return mla_reference(
+                x.q[picks],
+                x.cache if x.page_table is not None else x.cache[picks],
+                lengths=x.lengths[picks],
+                page_table=None if x.page_table is None else x.page_table[picks],
+                scale=DEFAULT_SCALE,
+                low_precision=low,
+            )[0]
+
+        return _judged(lambda: by(False), lambda: by(True), out[picks])  # type: ignore[no-any-return]
+
+    def run() -> Tensor:
+        return mla_decode(
+            x.q, x.cache, lengths=x.lengths, page_table=x.page_table, impl=chosen
+        )[0]
+
+    return Work(run=run, check=check)
+
+
+def _mla_inputs(shape: _Shape, place: torch.device) -> MlaInputs:
+    return mla_inputs(
+        **shape.counts("batch", "q_heads", "context_tokens", "query_tokens"),
+        page_tokens=shape.some("page_tokens"),
+        fp8=shape.text("format") == "fp8-656",
+        device=place,
+    )
+
+
+def _sparse_mla(shape: _Shape, impl: str, place: torch.device) -> Work:
+    x = _mla_inputs(shape, place)
+    batch, context = shape.count("batch"), shape.count("context_tokens")
+    scores = torch.randn(batch, shape.count("query_tokens"), context, device=place)
+    indices = select_tokens(scores, min(shape.count("top_tokens"), context))
+
+    def check(out: Tensor) -> tuple[float, float]:
+        last = batch - 1
+        rows = rows_of_sequence(x.cache, x.page_table, last, context)[indices[last, 0].long()]
+
+        def by(dtype: torch.dtype) -> Tensor:
+            weights = torch.softmax(x.q[last, 0].float() @ rows.float().T * DEFAULT_SCALE, -1)
+            return (weights.to(dtype).float() @ rows[:, :LATENT].float()).to(dtype)
+
+        return _judged(  # type: ignore[no-any-return]
+            lambda: by(torch.float32), lambda: by(x.q.dtype), out[last, 0]
+        )
+
+    def run() -> Tensor:
+        return sparse_mla_decode(x.q, x.cache, indices, page_table=x.page_table)[0]
+
+    return Work(run=run, check=check)
+
+
+def _token_scores(shape: _Shape, impl: str, place: torch.device) -> Work:
+    x = index_inputs(
+        **shape.counts("batch", "heads", "context_tokens", "query_tokens", "index_dim"),
+        fp8=shape.text("format") == "fp8",
+        page_tokens=shape.some("page_tokens"),
+        device=place,
+    )
+
+    def scored(impl: Any) -> Tensor:
+        return score_tokens(
+            x.q, x.weights, x.keys, key_scales=x.key_scales, lengths=x.lengths,
+            page_table=x.page_table, impl=impl,
+        )  # fmt: skip
+
+    def check(out: Tensor) -> tuple[float, float]:
+        want = scored("naive")
+        return _judged(want.double, lambda: want, out)  # type: ignore[no-any-return]
+
+    return Work(run=lambda: scored(impl), check=check)
+
+
+def _append(shape: _Shape, impl: str, place: torch.device) -> Work:
+    layout, held, new = _format(shape.text("format")), shape.count("held_tokens"), shape.count(
+        "new_tokens"
+    )  # fmt: skip
+    step = layout.group_tokens or 1
+    generator = torch.Generator(place)
+    generator.seed()
+    k, v = (
+        draw(
+            generator, **shape.counts("batch", "new_tokens", "kv_heads", "head_dim"), outliers=outliers
+        )
+        for outliers in (True, False)
+    )
+
+    def cache_of(batch: int, tokens: int) -> caches.CompressedCache:
+        made = caches.empty_cache(
+            layout,
+            batch=batch,
+            **shape.counts("kv_heads", "head_dim"),
+            capacity_tokens=-(-tokens // step) * step,
+            scale_dtype=_scale_dtype(shape),
+            device=place,
+        )
+        if layout.keys == "tensor":
+            made.keys.scale.fill_(60.0 / 448)
+            made.values.scale.fill_(6.0 / 448)
+        return made
+
+    cache = cache_of(shape.count("batch"), held + new)
+    lengths = torch.full_like(cache.lengths, new)
+
+    def run() -> caches.CompressedCache:
+        cache.lengths.fill_(held)
+        append(cache, k, v, new_lengths=lengths, impl=impl)
+        return cache
+
+    def check(filled: caches.CompressedCache) -> tuple[float, float]:
+        """Codes of the first tokens of the first sequence: they must be those of the reference."""
+        count = min(new, APPENDED_TOKENS)
+        small = cache_of(1, held + count)
+        small.lengths.fill_(held)
+        append_eager(small, k[:1, :count], v[:1, :count], torch.full_like(small.lengths, count))
+        closed = (held + count) // step * step
+        largest = 0.0
+        for want, have in ((small.keys, filled.keys), (small.values, filled.values)):
+            codes = (side.codes.view(torch.uint8)[0, :, held // step * step : closed].float()
+                     for side in (want, have))  # fmt: skip
+            largest = max(largest, errors(*codes)[0])
+        return largest, 0.0
+
+    return Work(run=run, check=check)
+
+
+def _gemm(shape: _Shape, impl: str, place: torch.device) -> Work:
+    rows, depth, columns = (shape.count(name) for name in ("rows", "depth", "columns"))
+    dtype = DTYPES[shape.text("format")]
+    x = torch.randn(rows, depth, device=place, dtype=dtype)
+    weights = torch.randn(columns, depth, device=place, dtype=dtype)
+    picks = slice(0, CHECKED_ROWS)
+
+    def check(out: Tensor) -> tuple[float, float]:
+        """The first rows and columns in float32, beside the same rounded once."""
+        wide = torch.nn.functional.linear(x[picks].double(), weights[picks].double())
+        return _judged(  # type: ignore[no-any-return]
+            lambda: wide, lambda: wide.to(dtype), out[picks, picks]
+        )
+
+    def run() -> Tensor:
+        return torch.nn.functional.linear(x, weights)
+
+    return Work(run=run, check=check)
+
+
+_PREPARE: Mapping[str, Callable[[_Shape, str, torch.device], Work]] = {
+    "prefill_attention": _prefill,
+    "mla_prefill": _mla_prefill,
+    "decode_attention": _decode,
+    "quantised_decode": _quantised,
+    "quest_decode": _quest,
+    "mla_decode": _mla_decode,
+    "token_scores": _token_scores,
+    "sparse_mla_decode": _sparse_mla,
+    "append": _append,
+    "gemm": _gemm,
+}
+
+
+def needed(point: Point) -> Need:
+    """Bytes that a point takes, from its shape alone."""
+    shape = _Shape(point.shape)
+    if point.operation == "gemm":
+        rows, depth, columns = (shape.count(name) for name in ("rows", "depth", "columns"))
+        checked = 8 * (2 * CHECKED_ROWS * depth + CHECKED_ROWS**2)
+        return Need(
+            inputs=2.0 * depth * (rows + columns), call=2.0 * rows * columns, check=2.0 * rows * columns + checked
+        )
+    if point.operation == "append":
+        made = shape.count("batch") * shape.count("kv_heads") * shape.count("head_dim")
+        new, held = shape.count("new_tokens"), shape.count("held_tokens")
+        stored = 2 * made * (held + new) * _format_bytes(shape)
+        return Need(inputs=4.0 * made * new + stored, call=0.0, check=64.0 * made * held + 2**28)
+    return _attention_need(point, shape)
+
+
+def _attention_need(point: Point, shape: _Shape) -> Need:
+    batch, queries = shape.count("batch"), shape.count("query_tokens")
+    context = shape.count("context_tokens")
+    rows = batch * queries
+    if point.operation == "token_scores":
+        dim, heads = shape.count("index_dim"), shape.count("heads")
+        keys = batch * context * (dim + 4.0)
+        # Keys are drawn in bfloat16 and float32 first; the check widens them again.
+        scores = 4.0 * rows * context
+        wide = 4.0 * batch * context * dim
+        naive_call = wide + 4.0 * rows * heads * context
+        call = scores + (naive_call if point.implementation == "naive" else 0.0)
+        return Need(inputs=keys + 2.0 * rows * heads * dim, call=call,
+                    check=scores + naive_call)  # fmt: skip
+    if point.operation in ("mla_decode", "sparse_mla_decode"):
+        heads = shape.count("q_heads")
+        fp8 = shape.text("format") == "fp8-656"
+        inputs = batch * context * (FP8_ROW_BYTES if fp8 else 2.0 * ROW) + 2.0 * rows * heads * ROW
+        drawing = batch * context * 2.0 * ROW if fp8 else 0.0
+        one = 4.0 * context * (2 * ROW + heads)
+        return Need(inputs=inputs, call=rows * heads * (2.0 * LATENT + 4),
+                    check=drawing + one)  # fmt: skip
+    heads = shape.count("q_heads")
+    kv_heads = heads if point.operation == "mla_prefill" else shape.count("kv_heads")
+    width = (192, 128) if point.operation == "mla_prefill" else (shape.count("head_dim"),) * 2
+    around = 2.0 * rows * heads
+    held = context
+    if shape.some("window_tokens") and point.operation == "decode_attention":
+        ring = shape.text("layout") == "ring"
+        held = shape.count("window_tokens") + shape.count("sink_tokens") if ring else context
+    stored = batch * kv_heads * held * sum(width) * _format_bytes(shape)
+    out = around * width[1] + 4.0 * rows * heads
+    scores = 16.0 * rows * heads * held
+    wide = 2.0 * batch * heads * held * sum(width)
+    call = out + (scores + wide if point.implementation in ("naive", "torch") else 0.0)
+    tail = min(queries, CHECKED_TOKENS)
+    one_head = held * sum(width) * 12.0 + 16.0 * tail * (heads // kv_heads) * held
+    if point.operation == "quantised_decode":
+        one_head *= kv_heads
+    drawing = stored if point.operation in ("prefill_attention", "mla_prefill") else 0.0
+    return Need(inputs=around * width[0] + stored, call=call, check=out + max(one_head, 0 * drawing))
+
+
+def _format_bytes(shape: _Shape) -> float:
+    """Bytes of a stored element, scales included."""
+    name = str(shape._shape.get("format", "bf16"))
+    if name.startswith("int4"):
+        return 0.5 + 4.0 / int(name.rpartition("-")[2])
+    return 1.0 + 4.0 / shape.count("head_dim") if name not in ("bf16", "fp16") else 2.0
