@@ -26,6 +26,10 @@ class LostDeviceError(LcprofError):
     """The device is gone, or no longer answers: nothing further can be measured on it."""
 
 
+class ImpossibleError(LcprofError):
+    """Nothing can be measured here, in one sentence that says why and what to change."""
+
+
 class Reading(Struct, frozen=True, kw_only=True):
     """The board at one moment; None where it does not say. `energy_j` counts from some start."""
 

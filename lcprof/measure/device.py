@@ -14,8 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from lcprof.errors import InputError
-from lcprof.measure.board import LostDeviceError
+from lcprof.measure.board import ImpossibleError, LostDeviceError
 from lcprof.measure.row import Kernel
 
 Call = Callable[[], object]
@@ -184,17 +183,19 @@ class CudaDevice:
 
 
 def open_device(kind: str) -> CpuDevice | CudaDevice:
-    """The device of a kind. Raises InputError where there is none, or no PyTorch."""
+    """The device of a kind. Raises ImpossibleError where there is none, or no PyTorch."""
     try:
         import torch
     except ImportError:
-        expected = "PyTorch, which runs the kernels: pip install 'lcprof[gpu]'"
-        raise InputError.one("lcprof measure", given="no PyTorch", expected=expected) from None
+        raise ImpossibleError(
+            "no PyTorch here, which runs the kernels: pip install 'lcprof[gpu]'"
+        ) from None
     if kind == "cpu":
         return CpuDevice()
     if not torch.cuda.is_available():
-        expected = "an NVIDIA GPU that PyTorch can use, or --device cpu (see lcprof doctor)"
-        raise InputError.one("--device", given=f"{kind}: no GPU here", expected=expected)
+        raise ImpossibleError(
+            "no GPU that PyTorch can use: see lcprof doctor, or measure with --device cpu"
+        )
     return CudaDevice()
 
 

@@ -62,7 +62,10 @@ def _over(under: Predicted, said: Prediction | Predicted) -> Predicted:
 
 
 def floors(points: Iterable[Point], gpu: Gpu | None) -> list[Prediction]:
-    """Work and floor of each point by the plan's own counts; no floor without a data sheet."""
+    """Work and floor of each point by the plan's own counts; no floor without a data sheet.
+
+    FLOPs are those of matrix units, which hardware counters see.
+    """
     found: dict[str, Prediction] = {}
     for point in points:
         if not point.why and point.name not in found:
@@ -72,7 +75,7 @@ def floors(points: Iterable[Point], gpu: Gpu | None) -> list[Prediction]:
 
 def _floor(point: Point, gpu: Gpu | None) -> Prediction:
     operations = _operations(point)
-    flops = sum(float(each.rank_flops) for each in operations)
+    flops = sum(float(each.rank_flops) for each in operations if each.compute != "vector")
     moved = sum(float(each.rank_read_bytes + each.rank_write_bytes) for each in operations)
     if point.operation == "append":
         moved += _appended_bytes(point.shape)

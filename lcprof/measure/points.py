@@ -418,6 +418,7 @@ def _latent(
                    "q_heads": heads},
             part=prefill,
             why="" if split == MLA_HEAD_WIDTHS else told,
+            note="keys and values are expanded before; the plan reads latents",
         )  # fmt: skip
     fp8, why = _latent_format(case.kv)
     shape = {"batch": _sequences(case), "query_tokens": 1, "context_tokens": context,

@@ -6,12 +6,13 @@ run begins.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from lcprof.measure.floors import Prediction
 from lcprof.measure.points import Point, Shape
 from lcprof_kernels import caches
 from lcprof_kernels.append.api import append
@@ -25,6 +26,7 @@ from lcprof_kernels.budget import errors, tolerance
 from lcprof_kernels.decode.api import decode_attention
 from lcprof_kernels.decode.inputs import DecodeInputs, decode_inputs
 from lcprof_kernels.decode.reference import decode_reference
+from lcprof_kernels.errors import KernelError
 from lcprof_kernels.mla.api import DEFAULT_SCALE, mla_decode, mla_prefill
 from lcprof_kernels.mla.fp8 import FP8_ROW_BYTES, LATENT, ROW
 from lcprof_kernels.mla.inputs import MlaInputs, mla_inputs
@@ -487,7 +489,10 @@ def needed(point: Point) -> Need:
         made = shape.count("batch") * shape.count("kv_heads") * shape.count("head_dim")
         new, held = shape.count("new_tokens"), shape.count("held_tokens")
         stored = 2 * made * (held + new) * _format_bytes(shape)
-        return Need(inputs=4.0 * made * new + stored, call=0.0, check=64.0 * made * held + 2**28)
+        small = stored / shape.count("batch") + 64.0 * shape.count("kv_heads") * shape.count(
+            "head_dim"
+        ) * min(new, APPENDED_TOKENS)  # fmt: skip
+        return Need(inputs=4.0 * made * new + stored, call=0.0, check=small)
     return _attention_need(point, shape)
 
 
@@ -529,9 +534,10 @@ def _attention_need(point: Point, shape: _Shape) -> Need:
     tail = min(queries, CHECKED_TOKENS)
     one_head = held * sum(width) * 12.0 + 16.0 * tail * (heads // kv_heads) * held
     if point.operation == "quantised_decode":
-        one_head *= kv_heads
-    drawing = stored if point.operation in ("prefill_attention", "mla_prefill") else 0.0
-    return Need(inputs=around * width[0] + stored, call=call, check=out + max(one_head, 0 * drawing))
+        # Keys and values are drawn in pieces of bfloat16; the check dequantises whole sequences.
+        drawing = 12.0 * min(batch * kv_heads * held * width[0], 2**27)
+        one_head = max(one_head * kv_heads, drawing)
+    return Need(inputs=around * width[0] + stored, call=call, check=out + one_head)
 
 
 def _format_bytes(shape: _Shape) -> float:
@@ -540,3 +546,38 @@ def _format_bytes(shape: _Shape) -> float:
     if name.startswith("int4"):
         return 0.5 + 4.0 / int(name.rpartition("-")[2])
     return 1.0 + 4.0 / shape.count("head_dim") if name not in ("bf16", "fp16") else 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointWorkshop:
+    """What the runner needs to know of points on a device."""
+
+    place: torch.device
+
+    def prepare(self, task: Point) -> Work:
+        """Draws a point's inputs."""
+        return prepare(task, self.place)
+
+    def needed_bytes(self, task: Point) -> float:
+        """The most memory that it takes."""
+        return needed(task).peak
+
+    def is_refusal(self, error: BaseException) -> bool:
+        """Whether a kernel said that it cannot do this."""
+        return isinstance(error, KernelError)
+
+    def rates(self, task: Point, seconds: float) -> dict[str, float]:
+        """A point is no ceiling."""
+        return {}
+
+
+def peaks(points: Iterable[Point]) -> list[Prediction]:
+    """The peak of allocated memory where a shape says it exactly: inputs and results of kernels
+    that keep no intermediate tensors."""
+    return [
+        Prediction(name=point.key, peak_bytes=need.inputs + need.call)
+        for point in points
+        if not point.why
+        and (point.implementation == "triton" or point.operation == "gemm")
+        for need in [needed(point)]
+    ]
