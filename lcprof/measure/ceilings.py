@@ -180,17 +180,17 @@ def idle_row(
         peak_used_bytes=seen.peak_used_bytes,
         other_processes=seen.other_processes,
     )
-    empty = {} if seen.power_w is not None else {"idle_power_w": board.missing.get("power_w", "")}
+    able = seen.power_w is not None
     return Row(
         key="ceiling idle",
         operation="ceiling",
         shape={"seconds": seconds},
         implementation="rest",
         device=device,
-        status="measured",
+        status="measured" if able else "not measurable",
+        reason="" if able else board.missing.get("power_w", "the board gave no value"),
         source="--ceilings",
         measured=measured,
-        empty=empty,
     )
 
 

@@ -58,7 +58,8 @@ class Record(Struct, frozen=True, kw_only=True):
 
 def record_path(run: Path) -> Path:
     """The file of a run, given as its folder or as the file itself."""
-    return run if run.suffix == ".jsonl" else run / NAME
+    itself = run.suffix == ".jsonl" or run.is_file()
+    return run if itself else run / NAME
 
 
 def read_record(run: Path) -> Record:
@@ -159,10 +160,8 @@ class Writer:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
         except FileExistsError:
-            if path.parent.is_dir():
-                expected = "a new place (-o), or --resume to go on with the record there"
-                raise InputError.one("-o", given=str(path), expected=expected) from None
-            raise InputError.one("-o", given=str(run), expected="a folder, not a file") from None
+            expected = "a folder without a record, or --resume to go on with this one"
+            raise InputError.one("-o", given=str(path), expected=expected) from None
         except (OSError, ValueError) as error:
             raise _not_written(path, error) from None
         writer = cls(path, descriptor)

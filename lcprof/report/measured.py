@@ -181,15 +181,12 @@ def runs_page(
         ),
         "",
     ]
-    last = ""
+    by_key: dict[str, list[Change]] = {}
     for each in changed[:SHOWN_CHANGES]:
-        if each.key != last:
-            page.append(Text(printable(each.key)))
-        last = each.key
-        values = f"{_shown(each.metric, each.first)} then {_shown(each.metric, each.second)}"
-        page.append(
-            Text(printable(f"  {each.metric}: {values}, {100 * each.change:+.1f}%"), style="dim")
-        )
+        by_key.setdefault(each.key, []).append(each)
+    for key, members in by_key.items():
+        page.append(Text(printable(key)))
+        page += [Text(printable(f"  {_change(each)}"), style="dim") for each in members]
     if len(changed) > SHOWN_CHANGES:
         page.append(Text(f"{len(changed) - SHOWN_CHANGES} smaller changes: --json has them"))
     for name, keys in zip(names, missing, strict=True):
@@ -198,6 +195,11 @@ def runs_page(
     if not changed:
         page.append(Text("No point was measured in both."))
     return page
+
+
+def _change(each: Change) -> str:
+    values = f"{_shown(each.metric, each.first)} then {_shown(each.metric, each.second)}"
+    return f"{each.metric}: {values}, {100 * each.change:+.1f}%"
 
 
 def _shown(metric: str, value: float) -> str:
