@@ -41,15 +41,16 @@ class Prediction(Struct, frozen=True, kw_only=True):
 
 
 def join(points: Iterable[Point], predictions: Sequence[Prediction]) -> dict[str, Predicted]:
-    """What is predicted of each point, by its key. Of several predictions with one name, what the
-    later ones say wins."""
+    """What is predicted of each point that can be measured, by its key. Of several predictions
+    with one name, what the later ones say wins."""
     by_name: dict[str, Predicted] = {}
     for each in predictions:
         by_name[each.name] = _over(by_name.get(each.name, Predicted()), each)
     found = {}
     for point in points:
         merged = Predicted()
-        for name in (point.operation, point.name, point.key):
+        names = () if point.why else (point.operation, point.name, point.key)
+        for name in names:
             if name in by_name:
                 merged = _over(merged, by_name[name])
         found[point.key] = merged
@@ -117,7 +118,8 @@ def _operations(point: Point) -> list[Operation[float]]:
         # What the plan counts as one: scoring is what is left without attention to the latents.
         whole = _attended(part, group)
         rest = _attended(part, _without_index(group))
-        return [*whole, *(_negative(each) for each in rest)]
+        both = [*whole, *(_negative(each) for each in rest)]
+        return [each for each in both if each.name in names]
     if point.operation == "sparse_mla_decode":
         group = _without_index(group)
     return [each for each in _attended(part, group) if each.name in names]

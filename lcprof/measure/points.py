@@ -475,15 +475,17 @@ def _gemms(case: Case, group: LayerGroup, phase: str, rows: int) -> Iterator[Poi
 
 
 def _gemm(case: Case, group: LayerGroup | None, phase: str, rows: int, matrix: Matrix) -> Point:
-    """A rank's share of y = x W, cut as the plan cuts it: by columns where it is wider than deep,
-    else by rows."""
+    """A rank's share of y = x W. What comes back to the hidden state is cut by its inputs, so that
+    the ranks' results add up; everything else by its outputs (Megatron-LM, arXiv:1909.08053,
+    section 3)."""
     share = matrix_share(matrix, case.deployment.tp)
-    wide = matrix.outputs >= matrix.inputs
+    hidden = case.model.hidden
+    back = matrix.outputs == hidden and (matrix.inputs != hidden or matrix.name in ("o", "down"))
     stored = stored_format(matrix, case.deployment)
     shape = {
         "rows": rows,
-        "depth": matrix.inputs if wide else round(matrix.inputs * share),
-        "columns": round(matrix.outputs * share) if wide else matrix.outputs,
+        "depth": round(matrix.inputs * share) if back else matrix.inputs,
+        "columns": matrix.outputs if back else round(matrix.outputs * share),
         "format": stored.name,
     }
     part = Part(case=case, group=group, phase=phase, kv=case.kv, query_tokens=rows, matrix=matrix)

@@ -325,9 +325,11 @@ class Runner:
         """Kernels of one call, or why there are none."""
         if not self.settings.profile:
             return (), dict.fromkeys(("kernels", "launches"), "not asked for")
-        trace = self.settings.trace
+        folder = self.settings.trace
         try:
-            kernels = self.device.profile(run, trace and trace / _file_name(task.key))
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+            kernels = self.device.profile(run, folder and folder / _file_name(task.key))
         except Exception as error:  # a refused profiler costs these columns alone
             if is_lost(error) or is_out_of_memory(error):
                 raise
