@@ -8,10 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+from measuring import Board, Clock, Device, Task, Workshop, provenance
+
 from lcprof.errors import InputError
 from lcprof.measure.record import Writer
 from lcprof.measure.runner import Runner, Settings
-from measuring import Board, Clock, Device, Task, Workshop, provenance
 
 POINTS = 1000
 

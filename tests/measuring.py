@@ -11,7 +11,7 @@ from lcprof.measure.board import Facts, LostDeviceError, Reading, Stranger, Util
 from lcprof.measure.row import Kernel, Measured, Predicted, Provenance, Row
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     """A kernel's own refusal."""
 
 
@@ -73,7 +73,7 @@ class Workshop:
         return task.bytes
 
     def is_refusal(self, error: BaseException) -> bool:
-        return isinstance(error, Refusal)
+        return isinstance(error, RefusalError)
 
     def rates(self, task: Task, seconds: float) -> dict[str, float]:
         return {}

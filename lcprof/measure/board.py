@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Protocol, TypeVar
 
 from msgspec import Struct
@@ -211,7 +212,7 @@ def counter_power_w(readings: Sequence[Reading]) -> float | None:
     counted = [each for each in readings if each.energy_j is not None]
     edges = [
         (after.at_s, after.energy_j)
-        for before, after in zip(counted, counted[1:], strict=False)
+        for before, after in pairwise(counted)
         if after.energy_j != before.energy_j and after.energy_j is not None
     ]
     if len(edges) < LEAST_EDGES:

@@ -8,7 +8,7 @@ full as the power of the sustained matrix product.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -192,5 +192,3 @@ def idle_row(
         source="--ceilings",
         measured=measured,
     )
-
-

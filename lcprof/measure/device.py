@@ -22,8 +22,14 @@ Call = Callable[[], object]
 FLUSH_BYTES = 256 << 20
 """At least this much is read before a timed call; four times the L2 where that is more."""
 CPU_FLUSH_BYTES = 64 << 20
-LOST_WORDS = ("unspecified launch failure", "illegal memory access", "device is lost", "uncorrectable",
-              "GPU is lost", "misaligned address", "devices are unavailable")  # fmt: skip
+LOST_WORDS = (
+    "unspecified launch failure",
+    "illegal memory access",
+    "misaligned address",
+    "uncorrectable",
+    "is lost",
+    "devices are unavailable",
+)
 """CUDA errors after which a process can do no further work on the GPU."""
 OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -154,7 +160,7 @@ class CudaDevice:
 
     def time_s(self, call: Call) -> float:
         cuda = self._torch.cuda
-        begin, end = (cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begin, end = (cuda.Event(enable_timing=True) for _ in range(2))
         # Read, not written: dirty lines would be written back during the call. The read also lets
         # the host queue the call before the device gets to it.
         self._flush.sum()

@@ -99,10 +99,14 @@ class Doctor:
                 name="data sheet",
                 able=sheet is not None,
                 found=sheet.name if sheet is not None else "not in the catalog",
-                remedy="" if sheet else "floors need --gpu NAME or a YAML of the GPU (lcprof schema)",
+                remedy=""
+                if sheet
+                else "floors need --gpu NAME or a YAML of the GPU (lcprof schema)",
             ),
             self._triton(capability),
-            Finding(name="free memory", able=True, found=f"{show_bytes(free)} of {show_bytes(total)}"),
+            Finding(
+                name="free memory", able=True, found=f"{show_bytes(free)} of {show_bytes(total)}"
+            ),
         ]
         return [*found, *self._board(), self._profiler(), self._ncu()]
 

@@ -59,7 +59,9 @@ def join(points: Iterable[Point], predictions: Sequence[Prediction]) -> dict[str
 
 def _over(under: Predicted, said: Prediction | Predicted) -> Predicted:
     told = {name: getattr(said, name) for name in Predicted.__struct_fields__}
-    return replace(under, **{name: value for name, value in told.items() if value not in (None, "")})
+    return replace(
+        under, **{name: value for name, value in told.items() if value not in (None, "")}
+    )
 
 
 def floors(points: Iterable[Point], gpu: Gpu | None) -> list[Prediction]:

@@ -8,7 +8,6 @@ with its reason.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -33,6 +32,7 @@ from lcprof.errors import InputError, nearest
 from lcprof.num import ceil_div
 
 Shape = Mapping[str, int | float | str]
+Entries = dict[str, int | float | str]
 
 OPERATIONS: Mapping[str, tuple[str, ...]] = {
     "prefill_attention": ("triton", "flash", "cudnn", "naive"),
@@ -199,7 +199,7 @@ def _attention(case: Case, group: LayerGroup, mixer: Mixer, query_tokens: int) -
     elif isinstance(mixer, LatentAttention):
         points = _latent(case, group, mixer, query_tokens)
     else:
-        shape = {"layers": group.name, "kind": type(mixer).__name__}
+        shape: Entries = {"layers": group.name, "kind": type(mixer).__name__}
         part = Part(case=case, group=group, phase="decode", kv=case.kv)
         why = f"no kernel for {type(mixer).__name__} layers"
         points = iter([Point(operation="decode_attention", shape=shape, part=part, why=why)])
@@ -215,7 +215,7 @@ def _attention(case: Case, group: LayerGroup, mixer: Mixer, query_tokens: int) -
 def _grouped(
     case: Case, group: LayerGroup, mixer: GroupedAttention, query_tokens: int
 ) -> Iterator[Point]:
-    heads = {
+    heads: Entries = {
         "q_heads": ceil_div(mixer.q_heads, case.deployment.tp),
         "kv_heads": max(1, ceil_div(mixer.kv_heads, case.deployment.tp)),
         "head_dim": mixer.k_dim,
@@ -226,7 +226,7 @@ def _grouped(
         yield replace(point, why=odd) if odd and not point.why else point
     layout, scale, why, _ = kernel_format(case.kv, mixer.k_dim)
     if layout and not why and not mixer.shares_cache:
-        shared = {"kv_heads": heads["kv_heads"], "head_dim": mixer.k_dim, "format": layout,
+        shared: Entries = {"kv_heads": heads["kv_heads"], "head_dim": mixer.k_dim, "format": layout,
                   "scale": scale}  # fmt: skip
         for phase, batch, new, held in (
             ("prefill", 1, query_tokens, 0),
@@ -251,7 +251,7 @@ def _grouped_prefill(
     case: Case,
     group: LayerGroup,
     mixer: GroupedAttention,
-    heads: Mapping[str, int],
+    heads: Shape,
     query_tokens: int,
     odd: str,
 ) -> Point:
@@ -260,7 +260,7 @@ def _grouped_prefill(
     window, sinks = mixer.window_tokens or 0, 0
     if sight is not None and (not window or sight.window_tokens + sight.sink_tokens < window):
         window, sinks = sight.window_tokens, sight.sink_tokens
-    shape = {
+    shape: Entries = {
         "batch": 1,
         "query_tokens": query_tokens,
         "context_tokens": int(case.workload.context_tokens),
@@ -282,7 +282,7 @@ def _as_computed(kv: KvStrategy) -> KvStrategy:
 
 
 def _grouped_decode(
-    case: Case, group: LayerGroup, mixer: GroupedAttention, heads: Mapping[str, int]
+    case: Case, group: LayerGroup, mixer: GroupedAttention, heads: Shape
 ) -> Iterator[Point]:
     chain = [link for link in case.kv.chain() if not isinstance(link, Share)]
     context = int(case.workload.context_tokens)
@@ -290,12 +290,17 @@ def _grouped_decode(
     window = next((link for link in chain if isinstance(link, Window)), None)
     quest = next((link for link in chain if isinstance(link, Quest)), None)
     layout, scale, why, note = kernel_format(case.kv, mixer.k_dim)
-    first = {"batch": _sequences(case), "query_tokens": 1, "context_tokens": context, **heads}
+    first: Entries = {
+        "batch": _sequences(case),
+        "query_tokens": 1,
+        "context_tokens": context,
+        **heads,
+    }
     part = Part(case=case, group=group, phase="decode", kv=case.kv)
     page = case.deployment.page_tokens
     refused = next((_without_kernel(link) for link in chain if _without_kernel(link)), "") or why
     if refused:
-        shape = {**first, "kv": case.kv_spec, "window_tokens": cap or 0}
+        shape: Entries = {**first, "kv": case.kv_spec, "window_tokens": cap or 0}
         yield Point(operation="decode_attention", shape=shape, part=part, why=refused)
         return
     tokens, sinks = cap or 0, 0
@@ -421,7 +426,7 @@ def _latent(
             note="keys and values are expanded before; the plan reads latents",
         )  # fmt: skip
     fp8, why = _latent_format(case.kv)
-    shape = {"batch": _sequences(case), "query_tokens": 1, "context_tokens": context,
+    shape: Entries = {"batch": _sequences(case), "query_tokens": 1, "context_tokens": context,
              "q_heads": heads, "format": "fp8-656" if fp8 else "bf16"}  # fmt: skip
     page = QUANTISED_PAGE
     decode = Part(case=case, group=group, phase="decode", kv=case.kv)
@@ -468,7 +473,7 @@ def _gemms(case: Case, group: LayerGroup, phase: str, rows: int) -> Iterator[Poi
     for matrix in matrices:
         yield _gemm(case, group, phase, rows, matrix)
     if group.ffn is not None and group.ffn.experts:
-        shape: dict[str, Any] = {"tokens": rows, "experts": group.ffn.experts,
+        shape: Entries = {"tokens": rows, "experts": group.ffn.experts,
                                  "experts_per_token": group.ffn.experts_per_token}  # fmt: skip
         part = Part(case=case, group=group, phase=phase, kv=case.kv, query_tokens=rows)
         yield Point(operation="gemm", shape=shape, part=part, why="no kernel for routed experts")
@@ -482,7 +487,7 @@ def _gemm(case: Case, group: LayerGroup | None, phase: str, rows: int, matrix: M
     hidden = case.model.hidden
     back = matrix.outputs == hidden and (matrix.inputs != hidden or matrix.name in ("o", "down"))
     stored = stored_format(matrix, case.deployment)
-    shape = {
+    shape: Entries = {
         "rows": rows,
         "depth": round(matrix.inputs * share) if back else matrix.inputs,
         "columns": matrix.outputs if back else round(matrix.outputs * share),

@@ -345,7 +345,9 @@ class Runner:
         if settings.flops_per_cycle is None:
             known.setdefault("flops", "no data sheet of this GPU says its FLOPs a cycle")
         if settings.sustained_s <= 0:
-            known |= dict.fromkeys(("sustained_s", *BOARD_COLUMNS), "no sustained run was asked for")
+            known |= dict.fromkeys(
+                ("sustained_s", *BOARD_COLUMNS), "no sustained run was asked for"
+            )
         values = asdict(found)
         asked = ("sustained_s", "peak_allocated_bytes", *BOARD_COLUMNS)
         without = [name for name in asked if values[name] is None or known.get(name)]

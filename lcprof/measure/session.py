@@ -64,7 +64,9 @@ def open_session(kind: Literal["cuda", "cpu"], *, beside_others: bool = False) -
     """Opens a device. Raises ImpossibleError where that cannot be done, or where other processes
     hold memory on the board (unless measuring beside them is wanted)."""
     if find_spec("torch") is not None and find_spec("triton") is None:
-        raise ImpossibleError("no Triton here, which the kernels are written in: pip install triton")
+        raise ImpossibleError(
+            "no Triton here, which the kernels are written in: pip install triton"
+        )
     if kind == "cpu":
         board: Board = NoBoard("a processor has no board that NVML reads")
         return Session(kind=kind, device=open_device(kind), board=board, facts=board.facts())
@@ -112,7 +114,8 @@ def run_session(
     Raises InputError when the record cannot be begun, gone on with or written.
     """
     from lcprof.measure.ceilings import CeilingWorkshop, ceilings_of, idle_row
-    from lcprof.measure.work import PointWorkshop, peaks
+    from lcprof.measure.shapes import peaks
+    from lcprof.measure.work import PointWorkshop
 
     here = provenance(
         device=session.kind,

@@ -6,14 +6,23 @@ run begins.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from lcprof.measure.floors import Prediction
-from lcprof.measure.points import Point, Shape
+from lcprof.measure.points import Point
+from lcprof.measure.shapes import (
+    APPENDED_TOKENS,
+    CHECKED_ROWS,
+    CHECKED_TOKENS,
+    DTYPES,
+    Dimensions,
+    format_of,
+    needed,
+    scale_dtype,
+)
 from lcprof_kernels import caches
 from lcprof_kernels.append.api import append
 from lcprof_kernels.append.inputs import draw
@@ -28,7 +37,7 @@ from lcprof_kernels.decode.inputs import DecodeInputs, decode_inputs
 from lcprof_kernels.decode.reference import decode_reference
 from lcprof_kernels.errors import KernelError
 from lcprof_kernels.mla.api import DEFAULT_SCALE, mla_decode, mla_prefill
-from lcprof_kernels.mla.fp8 import FP8_ROW_BYTES, LATENT, ROW
+from lcprof_kernels.mla.fp8 import LATENT
 from lcprof_kernels.mla.inputs import MlaInputs, mla_inputs
 from lcprof_kernels.mla.reference import mla_reference, rows_of_sequence
 from lcprof_kernels.quantised_decode.api import quantised_decode
@@ -40,11 +49,6 @@ from lcprof_kernels.selection.tokens import score_tokens, select_tokens, sparse_
 
 Tensor = torch.Tensor
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-CHECKED_TOKENS = 64
-CHECKED_ROWS = 256
-APPENDED_TOKENS = 512
-
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
@@ -54,47 +58,9 @@ class Work:
     check: Callable[[Any], tuple[float, float]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Need:
-    """Bytes that a point takes: its inputs for as long as it is there, what a call allocates on
-    top of them, and what the check does."""
-
-    inputs: float
-    call: float
-    check: float
-
-    @property
-    def peak(self) -> float:
-        """The most at any time."""
-        return self.inputs + max(self.call, self.check)
-
-
 def prepare(point: Point, place: torch.device) -> Work:
     """Draws a point's inputs. Raises what the kernels raise for a shape that they cannot take."""
-    return _PREPARE[point.operation](_Shape(point.shape), point.implementation, place)
-
-
-class _Shape:
-    """A point's shape with whole numbers as int."""
-
-    def __init__(self, shape: Shape) -> None:
-        self._shape = shape
-
-    def count(self, name: str) -> int:
-        """A whole number."""
-        return int(self._shape[name])
-
-    def some(self, name: str) -> int | None:
-        """A whole number, None for 0."""
-        return int(self._shape.get(name, 0)) or None
-
-    def text(self, name: str) -> str:
-        """A word."""
-        return str(self._shape[name])
-
-    def counts(self, *names: str) -> dict[str, int]:
-        """Several whole numbers as keyword arguments."""
-        return {name: self.count(name) for name in names}
+    return _PREPARE[point.operation](Dimensions(point.shape), point.implementation, place)
 
 
 def _judged(wanted: Callable[[], Tensor], rounded: Callable[[], Tensor], result: Tensor) -> Any:
@@ -109,7 +75,7 @@ def _ends(count: int) -> list[int]:
     return sorted({0, count - 1})
 
 
-def _prefill(shape: _Shape, impl: str, place: torch.device) -> Work:
+def _prefill(shape: Dimensions, impl: str, place: torch.device) -> Work:
     drawn = make_inputs(
         **shape.counts("batch", "q_heads", "kv_heads", "query_tokens", "context_tokens"),
         head_dim=shape.count("head_dim"),
@@ -127,7 +93,7 @@ def _prefill(shape: _Shape, impl: str, place: torch.device) -> Work:
     )
 
 
-def _mla_prefill(shape: _Shape, impl: str, place: torch.device) -> Work:
+def _mla_prefill(shape: Dimensions, impl: str, place: torch.device) -> Work:
     heads = shape.count("q_heads")
     drawn = make_inputs(
         **shape.counts("batch", "q_heads", "query_tokens", "context_tokens"),
@@ -180,7 +146,7 @@ def _prefill_work(
     return Work(run=run, check=check)
 
 
-def _decode(shape: _Shape, impl: str, place: torch.device) -> Work:
+def _decode(shape: Dimensions, impl: str, place: torch.device) -> Work:
     batch, context = shape.count("batch"), shape.count("context_tokens")
     window, sinks = shape.some("window_tokens"), shape.count("sink_tokens")
     ring = shape.text("layout") == "ring"
@@ -237,28 +203,14 @@ def _one_sequence(inputs: DecodeInputs, b: int, head: int, heads: slice) -> Deco
     )
 
 
-def _format(name: str) -> caches.Format:
-    """The kernels' format of a name in a shape."""
-    if name.startswith("int4-kivi-"):
-        size = int(name.removeprefix("int4-kivi-"))
-        return caches.int4_kivi(size, size)
-    if name.startswith("int4-token-"):
-        return caches.int4_per_token(int(name.removeprefix("int4-token-")))
-    return {
-        "fp8-tensor": caches.fp8_per_tensor,
-        "fp8-token": caches.fp8_per_token,
-        "int8-token": caches.int8_per_token,
-    }[name]()
-
-
-def _quantised(shape: _Shape, impl: str, place: torch.device) -> Work:
+def _quantised(shape: Dimensions, impl: str, place: torch.device) -> Work:
     batch = shape.count("batch")
     inputs = make_quantised_decode_inputs(
-        _format(shape.text("format")),
+        format_of(shape.text("format")),
         lengths=[shape.count("context_tokens")] * batch,
         **shape.counts("q_heads", "kv_heads", "head_dim", "query_tokens"),
         page_tokens=shape.some("page_tokens"),
-        scale_dtype=_scale_dtype(shape),
+        scale_dtype=scale_dtype(shape),
         device=place,
         seed=torch.seed() % 2**31,
         impl="triton" if place.type == "cuda" else "torch",
@@ -270,19 +222,16 @@ def _quantised(shape: _Shape, impl: str, place: torch.device) -> Work:
         picks = _ends(batch)
 
         def by(dtype: torch.dtype) -> Tensor:
-            return torch.stack([attend(q[b], *dequantise(cache, b), scale, dtype)[0] for b in picks])
+            return torch.stack(
+                [attend(q[b], *dequantise(cache, b), scale, dtype)[0] for b in picks]
+            )
 
         return _judged(lambda: by(torch.float32), lambda: by(q.dtype), out[picks])  # type: ignore[no-any-return]
 
     return Work(run=lambda: quantised_decode(q, cache, impl=impl)[0], check=check)
 
 
-def _scale_dtype(shape: _Shape) -> torch.dtype:
-    """The type of scales; one for a whole tensor is always float32, whatever is asked."""
-    return DTYPES[shape.text("scale")]
-
-
-def _quest(shape: _Shape, impl: str, place: torch.device) -> Work:
+def _quest(shape: Dimensions, impl: str, place: torch.device) -> Work:
     batch, page = shape.count("batch"), shape.count("page_tokens")
     x = page_inputs(
         **shape.counts("batch", "q_heads", "kv_heads", "head_dim", "context_tokens", "page_tokens"),
@@ -308,7 +257,7 @@ def _quest(shape: _Shape, impl: str, place: torch.device) -> Work:
     return Work(run=lambda: attended(impl, x.q, where), check=check)
 
 
-def _mla_decode(shape: _Shape, impl: str, place: torch.device) -> Work:
+def _mla_decode(shape: Dimensions, impl: str, place: torch.device) -> Work:
     x = _mla_inputs(shape, place)
     chosen: Any = impl
 
@@ -328,14 +277,12 @@ def _mla_decode(shape: _Shape, impl: str, place: torch.device) -> Work:
         return _judged(lambda: by(False), lambda: by(True), out[picks])  # type: ignore[no-any-return]
 
     def run() -> Tensor:
-        return mla_decode(
-            x.q, x.cache, lengths=x.lengths, page_table=x.page_table, impl=chosen
-        )[0]
+        return mla_decode(x.q, x.cache, lengths=x.lengths, page_table=x.page_table, impl=chosen)[0]
 
     return Work(run=run, check=check)
 
 
-def _mla_inputs(shape: _Shape, place: torch.device) -> MlaInputs:
+def _mla_inputs(shape: Dimensions, place: torch.device) -> MlaInputs:
     return mla_inputs(
         **shape.counts("batch", "q_heads", "context_tokens", "query_tokens"),
         page_tokens=shape.some("page_tokens"),
@@ -344,7 +291,7 @@ def _mla_inputs(shape: _Shape, place: torch.device) -> MlaInputs:
     )
 
 
-def _sparse_mla(shape: _Shape, impl: str, place: torch.device) -> Work:
+def _sparse_mla(shape: Dimensions, impl: str, place: torch.device) -> Work:
     x = _mla_inputs(shape, place)
     batch, context = shape.count("batch"), shape.count("context_tokens")
     scores = torch.randn(batch, shape.count("query_tokens"), context, device=place)
@@ -368,7 +315,7 @@ def _sparse_mla(shape: _Shape, impl: str, place: torch.device) -> Work:
     return Work(run=run, check=check)
 
 
-def _token_scores(shape: _Shape, impl: str, place: torch.device) -> Work:
+def _token_scores(shape: Dimensions, impl: str, place: torch.device) -> Work:
     x = index_inputs(
         **shape.counts("batch", "heads", "context_tokens", "query_tokens", "index_dim"),
         fp8=shape.text("format") == "fp8",
@@ -389,8 +336,8 @@ def _token_scores(shape: _Shape, impl: str, place: torch.device) -> Work:
     return Work(run=lambda: scored(impl), check=check)
 
 
-def _append(shape: _Shape, impl: str, place: torch.device) -> Work:
-    layout, held, new = _format(shape.text("format")), shape.count("held_tokens"), shape.count(
+def _append(shape: Dimensions, impl: str, place: torch.device) -> Work:
+    layout, held, new = format_of(shape.text("format")), shape.count("held_tokens"), shape.count(
         "new_tokens"
     )  # fmt: skip
     step = layout.group_tokens or 1
@@ -398,7 +345,9 @@ def _append(shape: _Shape, impl: str, place: torch.device) -> Work:
     generator.seed()
     k, v = (
         draw(
-            generator, **shape.counts("batch", "new_tokens", "kv_heads", "head_dim"), outliers=outliers
+            generator,
+            **shape.counts("batch", "new_tokens", "kv_heads", "head_dim"),
+            outliers=outliers,
         )
         for outliers in (True, False)
     )
@@ -409,7 +358,7 @@ def _append(shape: _Shape, impl: str, place: torch.device) -> Work:
             batch=batch,
             **shape.counts("kv_heads", "head_dim"),
             capacity_tokens=-(-tokens // step) * step,
-            scale_dtype=_scale_dtype(shape),
+            scale_dtype=scale_dtype(shape),
             device=place,
         )
         if layout.keys == "tensor":
@@ -442,7 +391,7 @@ def _append(shape: _Shape, impl: str, place: torch.device) -> Work:
     return Work(run=run, check=check)
 
 
-def _gemm(shape: _Shape, impl: str, place: torch.device) -> Work:
+def _gemm(shape: Dimensions, impl: str, place: torch.device) -> Work:
     rows, depth, columns = (shape.count(name) for name in ("rows", "depth", "columns"))
     dtype = DTYPES[shape.text("format")]
     x = torch.randn(rows, depth, device=place, dtype=dtype)
@@ -462,7 +411,7 @@ def _gemm(shape: _Shape, impl: str, place: torch.device) -> Work:
     return Work(run=run, check=check)
 
 
-_PREPARE: Mapping[str, Callable[[_Shape, str, torch.device], Work]] = {
+_PREPARE: Mapping[str, Callable[[Dimensions, str, torch.device], Work]] = {
     "prefill_attention": _prefill,
     "mla_prefill": _mla_prefill,
     "decode_attention": _decode,
@@ -474,78 +423,6 @@ _PREPARE: Mapping[str, Callable[[_Shape, str, torch.device], Work]] = {
     "append": _append,
     "gemm": _gemm,
 }
-
-
-def needed(point: Point) -> Need:
-    """Bytes that a point takes, from its shape alone."""
-    shape = _Shape(point.shape)
-    if point.operation == "gemm":
-        rows, depth, columns = (shape.count(name) for name in ("rows", "depth", "columns"))
-        checked = 8 * (2 * CHECKED_ROWS * depth + CHECKED_ROWS**2)
-        return Need(
-            inputs=2.0 * depth * (rows + columns), call=2.0 * rows * columns, check=2.0 * rows * columns + checked
-        )
-    if point.operation == "append":
-        made = shape.count("batch") * shape.count("kv_heads") * shape.count("head_dim")
-        new, held = shape.count("new_tokens"), shape.count("held_tokens")
-        stored = 2 * made * (held + new) * _format_bytes(shape)
-        small = stored / shape.count("batch") + 64.0 * shape.count("kv_heads") * shape.count(
-            "head_dim"
-        ) * min(new, APPENDED_TOKENS)  # fmt: skip
-        return Need(inputs=4.0 * made * new + stored, call=0.0, check=small)
-    return _attention_need(point, shape)
-
-
-def _attention_need(point: Point, shape: _Shape) -> Need:
-    batch, queries = shape.count("batch"), shape.count("query_tokens")
-    context = shape.count("context_tokens")
-    rows = batch * queries
-    if point.operation == "token_scores":
-        dim, heads = shape.count("index_dim"), shape.count("heads")
-        keys = batch * context * (dim + 4.0)
-        # Keys are drawn in bfloat16 and float32 first; the check widens them again.
-        scores = 4.0 * rows * context
-        wide = 4.0 * batch * context * dim
-        naive_call = wide + 4.0 * rows * heads * context
-        call = scores + (naive_call if point.implementation == "naive" else 0.0)
-        return Need(inputs=keys + 2.0 * rows * heads * dim, call=call,
-                    check=scores + naive_call)  # fmt: skip
-    if point.operation in ("mla_decode", "sparse_mla_decode"):
-        heads = shape.count("q_heads")
-        fp8 = shape.text("format") == "fp8-656"
-        inputs = batch * context * (FP8_ROW_BYTES if fp8 else 2.0 * ROW) + 2.0 * rows * heads * ROW
-        drawing = batch * context * 2.0 * ROW if fp8 else 0.0
-        one = 4.0 * context * (2 * ROW + heads)
-        return Need(inputs=inputs, call=rows * heads * (2.0 * LATENT + 4),
-                    check=drawing + one)  # fmt: skip
-    heads = shape.count("q_heads")
-    kv_heads = heads if point.operation == "mla_prefill" else shape.count("kv_heads")
-    width = (192, 128) if point.operation == "mla_prefill" else (shape.count("head_dim"),) * 2
-    around = 2.0 * rows * heads
-    held = context
-    if shape.some("window_tokens") and point.operation == "decode_attention":
-        ring = shape.text("layout") == "ring"
-        held = shape.count("window_tokens") + shape.count("sink_tokens") if ring else context
-    stored = batch * kv_heads * held * sum(width) * _format_bytes(shape)
-    out = around * width[1] + 4.0 * rows * heads
-    scores = 16.0 * rows * heads * held
-    wide = 2.0 * batch * heads * held * sum(width)
-    call = out + (scores + wide if point.implementation in ("naive", "torch") else 0.0)
-    tail = min(queries, CHECKED_TOKENS)
-    one_head = held * sum(width) * 12.0 + 16.0 * tail * (heads // kv_heads) * held
-    if point.operation == "quantised_decode":
-        # Keys and values are drawn in pieces of bfloat16; the check dequantises whole sequences.
-        drawing = 12.0 * min(batch * kv_heads * held * width[0], 2**27)
-        one_head = max(one_head * kv_heads, drawing)
-    return Need(inputs=around * width[0] + stored, call=call, check=out + one_head)
-
-
-def _format_bytes(shape: _Shape) -> float:
-    """Bytes of a stored element, scales included."""
-    name = str(shape._shape.get("format", "bf16"))
-    if name.startswith("int4"):
-        return 0.5 + 4.0 / int(name.rpartition("-")[2])
-    return 1.0 + 4.0 / shape.count("head_dim") if name not in ("bf16", "fp16") else 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -569,15 +446,3 @@ class PointWorkshop:
     def rates(self, task: Point, seconds: float) -> dict[str, float]:
         """A point is no ceiling."""
         return {}
-
-
-def peaks(points: Iterable[Point]) -> list[Prediction]:
-    """The peak of allocated memory where a shape says it exactly: inputs and results of kernels
-    that keep no intermediate tensors."""
-    return [
-        Prediction(name=point.key, peak_bytes=need.inputs + need.call)
-        for point in points
-        if not point.why
-        and (point.implementation == "triton" or point.operation == "gemm")
-        for need in [needed(point)]
-    ]

@@ -30,7 +30,7 @@ SHORT = {
     "new_tokens": "new ",
     "held_tokens": "held ",
 }
-"""Before a number of a shape; the heads make one word, and what is not here stands with its name."""
+"""Before a number of a shape; heads make one word, and what is not here stands with its name."""
 UNLABELLED = ("dtype", "format", "layout", "kv")
 SHOWN_CHANGES = 40
 LEGEND = "error: predicted / measured - 1. x floor: measured over what the data sheet allows."
@@ -143,8 +143,8 @@ def _unmeasured(rows: Sequence[Row]) -> list[RenderableType]:
 
     grouped: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        status = "planned, not measurable" if row.status == "not measurable" else row.status
-        grouped.setdefault((status, row.reason), []).append(row)
+        words = "planned, " * (row.status == "not measurable") + row.status
+        grouped.setdefault((words, row.reason), []).append(row)
     lines: list[RenderableType] = []
     for (status, reason), members in grouped.items():
         first = members[0]
@@ -158,9 +158,7 @@ def _unmeasured(rows: Sequence[Row]) -> list[RenderableType]:
 
 def _columns_of(rows: Iterable[Row], why: str) -> list[str]:
     return list(
-        dict.fromkeys(
-            name for row in rows for name, reason in row.empty.items() if reason == why
-        )
+        dict.fromkeys(name for row in rows for name, reason in row.empty.items() if reason == why)
     )
 
 
@@ -217,7 +215,9 @@ def doctor_page(findings: Sequence[Finding]) -> list[RenderableType]:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False, show_header=False)
+    table = Table(
+        box=None, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False, show_header=False
+    )
     table.add_column("", no_wrap=True)
     table.add_column("", no_wrap=True)
     table.add_column("")

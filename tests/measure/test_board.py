@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+from measuring import Board
 
 from lcprof.measure.board import (
     BOARD_COLUMNS,
@@ -20,7 +21,6 @@ from lcprof.measure.board import (
     summarise,
 )
 from lcprof.measure.row import Measured
-from measuring import Board
 
 
 def readings(step_s: float, power_w: float, *, period_s: float, count: int) -> list[Reading]:
@@ -107,14 +107,18 @@ def test_the_sampler_reads_in_a_thread_of_its_own() -> None:
     assert not any(thread.name == "lcprof-board" for thread in threading.enumerate())
 
 
+def sampled(board: Board, fault: Exception | None = None) -> None:
+    with Sampler(board, time.perf_counter):
+        if fault is not None:
+            raise fault
+
+
 def test_a_board_that_is_lost_while_sampled_is_raised_at_the_end() -> None:
     with pytest.raises(LostDeviceError, match="lost"):
-        with Sampler(Board(lost=True), time.perf_counter):
-            pass
+        sampled(Board(lost=True))
     # What went wrong inside comes first.
     with pytest.raises(ValueError, match="inside"):
-        with Sampler(Board(lost=True), time.perf_counter):
-            raise ValueError("inside")
+        sampled(Board(lost=True), ValueError("inside"))
 
 
 def test_no_board_says_why_in_every_column() -> None:

@@ -34,11 +34,13 @@ def cases(**keys: Any) -> list[Case]:
 
 
 def points(
-    *, impls: Sequence[str] = ("triton",), only: Sequence[str] = (), device: str = "cuda", **keys: Any
+    *,
+    impls: Sequence[str] = ("triton",),
+    only: Sequence[str] = (),
+    device: str = "cuda",
+    **keys: Any,
 ) -> list[Point]:
-    return points_of(
-        cases(**keys), impls=impls, only=chosen_operations(only), device=device
-    )
+    return points_of(cases(**keys), impls=impls, only=chosen_operations(only), device=device)
 
 
 def decodes(kv: str, **keys: Any) -> list[Point]:
@@ -337,7 +339,9 @@ def test_appending_reads_bf16_and_writes_codes() -> None:
 
 
 def test_scoring_and_attending_add_up_to_the_plan() -> None:
-    found = points(model="deepseek-v3.2", gpus=8, kv="bf16", only=["token_scores", "sparse_mla_decode"])
+    found = points(
+        model="deepseek-v3.2", gpus=8, kv="bf16", only=["token_scores", "sparse_mla_decode"]
+    )
     by_name = {point.operation: floor(point) for point in found}
     scores, sparse = by_name["token_scores"], by_name["sparse_mla_decode"]
     # Index keys: 128 fp8 elements and an fp32 scale a token; latents: 2,048 rows of 576 in bf16.

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from measure_worker import POINTS
+from measuring import provenance, row
 
 from lcprof.errors import InputError
 from lcprof.measure.record import Writer, read_record
 from lcprof.measure.row import Kernel, Measured, Predicted
-from measure_worker import POINTS
-from measuring import provenance, row
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WORKER = ROOT / "tests" / "measure_worker.py"
@@ -230,7 +230,7 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
 
 def test_killed_at_ten_random_moments_nothing_is_lost_or_measured_twice(tmp_path: Path) -> None:
     log, path = tmp_path / "log", tmp_path / "record.jsonl"
-    draw = random.Random()  # noqa: S311 (moments, not secrets)
+    draw = random.Random()
     begun = 0
     for _ in range(KILLS):
         ran = worker(tmp_path, log, "resume" if path.exists() else "start")

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from measuring import Board, Clock, Device, RefusalError, Task, Workshop
 
 from lcprof.errors import InputError
 from lcprof.measure.board import LostDeviceError, NoBoard
 from lcprof.measure.row import Predicted, Row
 from lcprof.measure.runner import Outcome, Progress, Runner, Settings, quantile
-from measuring import Board, Clock, Device, Refusal, Task, Workshop
 
 QUICK = Settings(burst_s=0.01, sustained_s=0.05, flops_per_cycle=1000.0)
 
@@ -79,7 +79,11 @@ def test_a_wrong_result_is_not_timed() -> None:
 @pytest.mark.parametrize(
     ("fault", "status", "reason"),
     [
-        (Refusal("head_dim must be 64\nor so"), "refused", "Refusal: head_dim must be 64"),
+        (
+            RefusalError("head_dim must be 64\nor so"),
+            "refused",
+            "RefusalError: head_dim must be 64",
+        ),
         (RuntimeError("CUDA out of memory. Tried"), "out of memory", "CUDA out of memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory", "allocate"),
         (MemoryError(), "out of memory", "MemoryError"),
@@ -229,7 +233,9 @@ def test_a_record_that_cannot_be_written_ends_the_run() -> None:
 
 
 def test_traces_are_kept_where_asked(tmp_path: Path) -> None:
-    Bench(Settings(burst_s=0.0, sustained_s=0.0, trace=tmp_path / "traces")).only(Task("gemm m=1 by x/y"))
+    Bench(Settings(burst_s=0.0, sustained_s=0.0, trace=tmp_path / "traces")).only(
+        Task("gemm m=1 by x/y")
+    )
     assert [path.name for path in (tmp_path / "traces").iterdir()] == ["gemm-m-1-by-x-y.json"]
 
 
