@@ -94,6 +94,7 @@ def measure(
         sustained_s=seconds["--sustained"] or 0.0,
         trace=folder / "traces" if trace else None,
         flops_per_cycle=flops_per_cycle(sheet),
+        bandwidth_bytes_per_s=None if sheet is None else sheet.bandwidth_bytes_per_s,
     )
     try:
         with measuring(sys.stderr) as observe:

@@ -103,6 +103,9 @@ class Device:
     def synchronise(self) -> None:
         return
 
+    def begin(self) -> None:
+        return
+
     def reset_peak(self) -> None:
         return
 

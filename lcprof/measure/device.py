@@ -53,11 +53,14 @@ class Device(Protocol):
     def synchronise(self) -> None:
         """Waits until all queued work is done."""
 
+    def begin(self) -> None:
+        """A point begins: what is allocated by now is not its own."""
+
     def reset_peak(self) -> None:
         """Starts counting the peak of allocated memory anew."""
 
     def peak_bytes(self) -> float | None:
-        """Peak of allocated memory since then."""
+        """Peak of allocated memory since then, without what was there when the point began."""
 
     def release(self) -> None:
         """Gives memory that nothing holds any more back to the device."""
@@ -101,6 +104,9 @@ class CpuDevice:
     def synchronise(self) -> None:
         return
 
+    def begin(self) -> None:
+        return
+
     def reset_peak(self) -> None:
         return
 
@@ -131,6 +137,7 @@ class CudaDevice:
         self._flush = torch.randn(
             max(4 * properties.L2_cache_size, FLUSH_BYTES) // 4, device=self.place
         )
+        self._held = 0
         self._stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def free_bytes(self) -> float:
@@ -173,12 +180,19 @@ class CudaDevice:
     def synchronise(self) -> None:
         self._torch.cuda.synchronize()
 
+    def begin(self) -> None:
+        # cuBLAS keeps its workspaces for the process: they are there before the first point.
+        one = self._torch.ones(16, 16, device=self.place, dtype=self._torch.bfloat16)
+        one @ one
+        self._torch.cuda.synchronize()
+        del one
+        self._held = self._torch.cuda.memory_allocated(self.place)
+
     def reset_peak(self) -> None:
         self._torch.cuda.reset_peak_memory_stats(self.place)
 
     def peak_bytes(self) -> float | None:
-        peak = self._torch.cuda.max_memory_allocated(self.place)
-        return float(peak - self._flush.numel() * 4)
+        return float(self._torch.cuda.max_memory_allocated(self.place) - self._held)
 
     def release(self) -> None:
         gc.collect()

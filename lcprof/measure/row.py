@@ -28,7 +28,8 @@ class Provenance(Struct, frozen=True, kw_only=True, tag_field="line", tag="prove
     """Where, on what and by which command a record was measured; its first line.
 
     Nothing that could not be found out is guessed: the field is None or "", and `unknown` has the
-    reason by field name. `gpu` names the processor where `device` is "cpu".
+    reason by field name. `gpu` names the processor where `device` is "cpu". Bandwidth and FLOPs a
+    cycle are those that turned the counters' shares into bytes and FLOPs.
     """
 
     format: int
@@ -48,6 +49,8 @@ class Provenance(Struct, frozen=True, kw_only=True, tag_field="line", tag="prove
     power_limit_w: float | None = None
     mig: bool | None = None
     ecc: bool | None = None
+    bandwidth_bytes_per_s: float | None = None
+    flops_per_cycle: float | None = None
     scenario: str
     scenario_sha256: str
     command: tuple[str, ...]

@@ -125,6 +125,8 @@ def run_session(
         scenario=wish.scenario,
         command=wish.command,
     )
+    peak = settings.bandwidth_bytes_per_s or session.facts.bandwidth_bytes_per_s
+    here = replace(here, bandwidth_bytes_per_s=peak, flops_per_cycle=settings.flops_per_cycle)
     found = None
     if wish.resume:
         writer, found = Writer.resume(wish.run, here)
