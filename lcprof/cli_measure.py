@@ -69,7 +69,10 @@ def measure(
     from lcprof.report.progress import measuring
 
     chosen = {"impls": implementations(impls, device), "only": chosen_operations(only)}
-    seconds = {"--budget": _seconds("--budget", budget), "--sustained": _seconds("", sustained)}
+    seconds = {
+        "--budget": _seconds("--budget", budget),
+        "--sustained": _seconds("--sustained", sustained),
+    }
     bare = scenario is None and not settings and not any(axes.values())
     asked = None if ceilings and bare else _asked(scenario, axes, settings)
     cases = [row.case for row in asked.rows] if asked is not None else []

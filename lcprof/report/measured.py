@@ -87,7 +87,7 @@ def _place(record: Record) -> RenderableType:
 
     told = record.provenance
     parts = [
-        f"torch {told.torch}",
+        f"torch {told.torch}" if told.torch else "",
         f"triton {told.triton}" if told.triton else "",
         f"driver {told.driver}" if told.driver else "",
         f"limit {told.power_limit_w:g} W" if told.power_limit_w is not None else "",
@@ -95,6 +95,14 @@ def _place(record: Record) -> RenderableType:
         told.started,
     ]
     return Text(printable(", ".join(part for part in parts if part)), style="dim")
+
+
+def _below(text: str) -> RenderableType:
+    """A line that belongs to the one above it."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    return Padding(Text(printable(text), style="dim"), (0, 0, 0, 2))
 
 
 def _row_lines(row: Row, found: Sequence[Residual]) -> list[RenderableType]:
@@ -131,10 +139,10 @@ def _row_lines(row: Row, found: Sequence[Residual]) -> list[RenderableType]:
             parts.append(f"{each.metric} error {100 * each.error:+.1f}%")
     lines: list[RenderableType] = [
         Text(printable(title)),
-        Text(printable("  " + ", ".join(parts)), style="dim"),
+        _below(", ".join(parts)),
     ]
     if row.note:
-        lines.append(Text(printable(f"  {row.note}"), style="dim"))
+        lines.append(_below(row.note))
     return lines
 
 
@@ -152,7 +160,7 @@ def _unmeasured(rows: Sequence[Row]) -> list[RenderableType]:
         title = f"{first.operation} {shape_text(first.shape)}"
         by = f", {first.implementation}" if first.implementation else ""
         lines.append(Text(printable(f"{title}{by}{more}")))
-        lines.append(Text(printable(f"  {status}: {reason}"), style="dim"))
+        lines.append(_below(f"{status}: {reason}"))
     return lines
 
 
@@ -184,7 +192,7 @@ def runs_page(
         by_key.setdefault(each.key, []).append(each)
     for key, members in by_key.items():
         page.append(Text(printable(key)))
-        page += [Text(printable(f"  {_change(each)}"), style="dim") for each in members]
+        page += [_below(_change(each)) for each in members]
     if len(changed) > SHOWN_CHANGES:
         page.append(Text(f"{len(changed) - SHOWN_CHANGES} smaller changes: --json has them"))
     for name, keys in zip(names, missing, strict=True):
