@@ -69,10 +69,7 @@ def measure(
     from lcprof.report.progress import measuring
 
     chosen = {"impls": implementations(impls, device), "only": chosen_operations(only)}
-    seconds = {
-        "--budget": _seconds("--budget", budget),
-        "--sustained": _seconds("--sustained", sustained),
-    }
+    budget_s, sustained_s = _seconds("--budget", budget), _seconds("--sustained", sustained)
     bare = scenario is None and not settings and not any(axes.values())
     asked = None if ceilings and bare else _asked(scenario, axes, settings)
     cases = [row.case for row in asked.rows] if asked is not None else []
@@ -93,8 +90,8 @@ def measure(
         resume=resume,
     )
     how = Settings(
-        budget_s=seconds["--budget"],
-        sustained_s=seconds["--sustained"] or 0.0,
+        budget_s=budget_s,
+        sustained_s=sustained_s or 0.0,
         trace=folder / "traces" if trace else None,
         flops_per_cycle=flops_per_cycle(sheet),
         bandwidth_bytes_per_s=None if sheet is None else sheet.bandwidth_bytes_per_s,

@@ -60,7 +60,7 @@ def test_a_run_is_shown_worst_first_with_its_reasons() -> None:
     assert text.startswith("2 of 5 measured on cuda: NVIDIA Test\n")
     assert text.index("gemm m2") < text.index("gemm m1")
     joined = " ".join(text.split())
-    assert "1 ms (900 µs to 1.1 ms), sustained 2 ms, 650 W, 1.3 J" in joined
+    assert "1 ms (900 us to 1.1 ms), sustained 2 ms, 650 W, 1.3 J" in joined
     assert "throttled: power limit, seconds error -50.0%" in joined
     assert "seconds error -10.0%, 2 x floor" in text
     assert "  held packed\n" in text
