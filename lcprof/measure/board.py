@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from lcprof.errors import LcprofError
 from lcprof.measure.row import Measured
 
-PERIOD_S = 0.05
+PERIOD_S = 0.02
 LEAST_EDGES = 3
 
 T = TypeVar("T")

@@ -34,6 +34,9 @@ METRICS = {
     "tensor": "NVML_GPM_METRIC_ANY_TENSOR_UTIL",
     "occupancy": "NVML_GPM_METRIC_SM_OCCUPANCY",
 }
+SLOW = ("temperature_c", "peak_used_bytes", "other_processes")
+SLOW_S = 0.5
+"""Columns that are asked for so rarely: listing processes takes long, and none changes fast."""
 TRANSFERS_PER_CLOCK = 2
 """DDR and HBM move two bits a pin and clock."""
 
@@ -72,6 +75,7 @@ class NvmlBoard:
             getattr(nvml, f"nvmlClocksThrottleReason{name}", 0): words
             for name, words in THROTTLE.items()
         }
+        self._asked_slow_s = float("-inf")
         self._before = {pid for pid, _ in self._ask(self._processes) or ()}
         self.missing: Mapping[str, str] = self._refusals()
 
@@ -99,11 +103,14 @@ class NvmlBoard:
         )
 
     def read(self, now_s: float) -> Reading:
+        slow = now_s - self._asked_slow_s >= SLOW_S
         asked = {
             column: self._ask(ask)
             for column, ask in self._questions().items()
-            if column not in self.missing
+            if column not in self.missing and (slow or column not in SLOW)
         }
+        if slow:
+            self._asked_slow_s = now_s
         return Reading(
             at_s=now_s,
             power_w=asked.get("power_w"),
@@ -159,8 +166,8 @@ class NvmlBoard:
         """How each column of a reading is asked for."""
         nvml, handle = self._nvml, self._handle
         return {
-            "power_w": lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
             "energy_j": lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3,
+            "power_w": self._power_w,
             "sm_clock_hz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM) * 1e6,
             "memory_clock_hz": lambda: (
                 nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM) * 1e6
@@ -202,6 +209,16 @@ class NvmlBoard:
     def _sample(self) -> Any:
         sample = self._nvml.nvmlGpmSampleAlloc()
         return self._nvml.nvmlGpmSampleGet(self._handle, sample)
+
+    def _power_w(self) -> float:
+        """Power now; where only its mean over a second is told, as by older drivers, that."""
+        nvml = self._nvml
+        field = getattr(nvml, "NVML_FI_DEV_POWER_INSTANT", None)
+        if field is not None:
+            (told,) = nvml.nvmlDeviceGetFieldValues(self._handle, [field])
+            if told.nvmlReturn == nvml.NVML_SUCCESS:
+                return float(told.value.uiVal) / 1e3
+        return float(nvml.nvmlDeviceGetPowerUsage(self._handle)) / 1e3
 
     def _throttle(self) -> tuple[str, ...]:
         bits = self._nvml.nvmlDeviceGetCurrentClocksThrottleReasons(self._handle)

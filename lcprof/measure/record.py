@@ -167,6 +167,7 @@ class Writer:
         writer = cls(path, descriptor)
         writer._lock()
         writer.append(provenance)
+        _sync_folder(path.parent)
         return writer
 
     @classmethod
@@ -258,6 +259,16 @@ def _not_written(path: Path, error: OSError | ValueError) -> InputError:
     reason = getattr(error, "strerror", None) or str(error)
     expected = f"a record that can be written ({reason})"
     return InputError.one("-o", given=str(path), expected=expected)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a new file's name as durable as its lines."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    _quietly(lambda: os.fsync(descriptor))
+    os.close(descriptor)
 
 
 def _quietly(do: Callable[[], None]) -> None:

@@ -33,7 +33,7 @@ OVERHEAD_S = 0.5
 """Guess of what a point takes beside its timed calls: drawing, checking, profiling."""
 BATCH_S = 0.02
 """Calls of a sustained run are queued for about so long before they are waited for."""
-LONG_BURST_S = 10.0
+LONG_BURST_S = 3.0
 REASON_LETTERS = 200
 
 
@@ -311,9 +311,11 @@ class Runner:
         if seconds <= 0:
             return Measured()
         batch = max(1, min(10_000, int(BATCH_S / max(each_s, 1e-7))))
-        for _ in range(batch):
-            call()
-        device.synchronise()
+        if batch > 1:
+            # A long call has just warmed up by being timed alone.
+            for _ in range(batch):
+                call()
+            device.synchronise()
         with Sampler(self.board, clock) as sampler:
             begin, begun, calls = self.board.mark(), clock(), 0
             while calls == 0 or clock() - begun < seconds:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ from measuring import Clock
 from lcprof.measure.board import ImpossibleError, LostDeviceError
 from lcprof.measure.device import (
     CpuDevice,
+    CudaDevice,
     is_lost,
     is_out_of_memory,
     kernels_of,
@@ -104,6 +108,104 @@ def test_without_pytorch_there_is_no_device(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ImpossibleError, match=r"pip install 'lcprof\[gpu\]'"):
         open_device("cpu")
+
+
+class Cuda:
+    """`torch.cuda` as far as a device uses it; capturing raises `fault`."""
+
+    def __init__(self, fault: Exception | None = None) -> None:
+        self.fault = fault
+        self.queued: list[str] = []
+        self.allocated, self.peak, self.reserved = 500, 0, 700
+
+    def current_stream(self) -> Any:
+        return SimpleNamespace(wait_stream=lambda other: None)
+
+    def stream(self, stream: Any) -> Any:
+        return nullcontext()
+
+    def synchronize(self) -> None:
+        self.queued.append("wait")
+
+    def CUDAGraph(self) -> Any:  # noqa: N802 (PyTorch's name)
+        return SimpleNamespace(replay=lambda: self.queued.append("replay"))
+
+    @contextmanager
+    def graph(self, graph: Any) -> Iterator[None]:
+        yield
+        if self.fault is not None:
+            raise self.fault
+
+    def Event(self, *, enable_timing: bool) -> Any:  # noqa: N802 (PyTorch's name)
+        assert enable_timing
+        return SimpleNamespace(
+            record=lambda: self.queued.append("event"),
+            synchronize=lambda: None,
+            elapsed_time=lambda end: 2.5,
+        )
+
+    def memory_allocated(self, place: Any) -> int:
+        return self.allocated
+
+    def max_memory_allocated(self, place: Any) -> int:
+        return self.peak
+
+    def memory_reserved(self, place: Any) -> int:
+        return self.reserved
+
+    def mem_get_info(self, place: Any) -> tuple[int, int]:
+        return 1000, 4000
+
+
+def cuda_device(cuda: Cuda) -> CudaDevice:
+    device = CudaDevice.__new__(CudaDevice)
+    device._torch = SimpleNamespace(cuda=cuda, bfloat16=None, ones=lambda *_, **__: Product())
+    device.place = "cuda:0"
+    device._flush = SimpleNamespace(sum=lambda: cuda.queued.append("flush"))
+    device._stream = cuda.current_stream()
+    device._held = 0
+    return device
+
+
+class Product:
+    def __matmul__(self, other: Product) -> Product:
+        return self
+
+
+def test_a_call_is_replayed_as_a_graph_after_the_l2_was_read_over() -> None:
+    cuda = Cuda()
+    device = cuda_device(cuda)
+    call, launch = device.ready(lambda: cuda.queued.append("run"))
+    assert launch == "graph"
+    # Twice beside, to settle what is allocated and compiled, and once to be captured.
+    assert cuda.queued.count("run") == 3
+    cuda.queued.clear()
+    assert device.time_s(call) == 0.0025
+    assert cuda.queued == ["flush", "event", "replay", "event"]
+
+
+def test_what_cannot_be_captured_is_launched_eagerly() -> None:
+    cuda = Cuda(RuntimeError("CUDA error: operation not permitted when stream is capturing"))
+    call, launch = cuda_device(cuda).ready(lambda: cuda.queued.append("run"))
+    cuda.queued.clear()
+    call()
+    assert (launch, cuda.queued) == ("eager", ["run"])
+
+
+@pytest.mark.parametrize("text", ["CUDA out of memory.", "an illegal memory access"])
+def test_a_capture_that_ends_the_point_is_raised(text: str) -> None:
+    with pytest.raises(RuntimeError, match=text):
+        cuda_device(Cuda(RuntimeError(text))).ready(lambda: None)
+
+
+def test_memory_of_a_gpu_is_counted_from_where_a_point_begins() -> None:
+    cuda = Cuda()
+    device = cuda_device(cuda)
+    # 1,000 free by the driver, and 200 that PyTorch holds without using them.
+    assert device.free_bytes() == 1200
+    device.begin()
+    cuda.peak = 800
+    assert device.peak_bytes() == 300
 
 
 @pytest.mark.gpu

@@ -25,7 +25,10 @@ ANSWERS: Mapping[str, Any] = {
     "nvmlInit": None,
     "nvmlDeviceGetHandleByUUID": "handle",
     "nvmlDeviceGetHandleByIndex": "first",
-    "nvmlDeviceGetPowerUsage": 650_000,  # mW
+    "nvmlDeviceGetPowerUsage": 640_000,  # mW, the mean of a second
+    "nvmlDeviceGetFieldValues": [
+        SimpleNamespace(nvmlReturn=0, value=SimpleNamespace(uiVal=650_000))
+    ],
     "nvmlDeviceGetTotalEnergyConsumption": 7_500,  # mJ
     "nvmlDeviceGetClockInfo": 1500,  # MHz
     "nvmlDeviceGetMaxClockInfo": 3200,
@@ -47,7 +50,8 @@ ANSWERS: Mapping[str, Any] = {
     "nvmlGpmSampleFree": None,
 }
 CONSTANTS = {
-    "NVML_CLOCK_SM": 1, "NVML_CLOCK_MEM": 2, "NVML_TEMPERATURE_GPU": 0, "NVML_SUCCESS": 0,
+    "NVML_FI_DEV_POWER_INSTANT": 186, "NVML_CLOCK_SM": 1, "NVML_CLOCK_MEM": 2,
+    "NVML_TEMPERATURE_GPU": 0, "NVML_SUCCESS": 0,
     "NVML_ERROR_GPU_IS_LOST": LOST, "NVML_ERROR_RESET_REQUIRED": 16,
     "NVML_GPM_METRICS_GET_VERSION": 1, "NVML_GPM_METRIC_DRAM_BW_UTIL": 10,
     "NVML_GPM_METRIC_ANY_TENSOR_UTIL": 5, "NVML_GPM_METRIC_SM_OCCUPANCY": 3,
@@ -159,10 +163,24 @@ def test_an_old_package_without_counters_says_so() -> None:
     assert "pip install -U nvidia-ml-py" in open_board("GPU-1", nvml).missing["flops"]
 
 
+def test_power_is_that_of_the_moment_where_the_driver_tells_it() -> None:
+    refused = [SimpleNamespace(nvmlReturn=NOT_SUPPORTED, value=SimpleNamespace(uiVal=0))]
+    assert open_board("GPU-1", fake(nvmlDeviceGetFieldValues=refused)).read(0.0).power_w == 640.0
+    nvml = fake()
+    del nvml.NVML_FI_DEV_POWER_INSTANT
+    assert open_board("GPU-1", nvml).read(0.0).power_w == 640.0
+
+
+def test_what_changes_slowly_is_asked_for_rarely() -> None:
+    board = open_board("GPU-1", fake())
+    temperatures = [board.read(at_s).temperature_c for at_s in (0.0, 0.2, 0.4, 0.6, 0.8, 1.2)]
+    assert temperatures == [61.0, None, None, 61.0, None, 61.0]
+
+
 def test_a_lost_gpu_is_raised() -> None:
     nvml = fake()
     board = open_board("GPU-1", nvml)
-    nvml.answers["nvmlDeviceGetPowerUsage"] = refusal("GPU is lost", LOST)
+    nvml.answers["nvmlDeviceGetClockInfo"] = refusal("GPU is lost", LOST)
     with pytest.raises(LostDeviceError, match="GPU is lost"):
         board.read(0.0)
 

@@ -200,7 +200,7 @@ def test_no_point_begins_after_the_budget() -> None:
 def test_slow_points_are_timed_a_few_times_only() -> None:
     row = Bench().only(Task("a", seconds=30.0))
     assert row.measured.rounds == 1
-    assert Bench().only(Task("a", seconds=4.0)).measured.rounds == 3
+    assert Bench().only(Task("a", seconds=1.0)).measured.rounds == 3
     assert Bench().only(Task("a", seconds=1e-6)).measured.rounds == 60
 
 
