@@ -58,6 +58,7 @@ def ceilings_of(device: str) -> list[Ceiling]:
         *(_product(name, side) for name in (TYPES if cuda else ("bf16", "fp32"))),
     ]
     if cuda:
+        found += [_fp8_product(side)]
         found += [_crossed("host to device", to_device=True)]
         found += [_crossed("device to host", to_device=False)]
     return [*found, _nothing()]
@@ -95,6 +96,23 @@ def _product(name: str, side: int) -> Ceiling:
         kind=f"gemm {name}",
         flops=2.0 * side**3,
         held_bytes=3.0 * side * side * dtype.itemsize,
+        make=make,
+        shape={"rows": side, "depth": side, "columns": side},
+    )
+
+
+def _fp8_product(side: int) -> Ceiling:
+    def make(place: torch.device) -> Callable[[], Any]:
+        a, b = (torch.randn(side, side, device=place).to(torch.float8_e4m3fn) for _ in range(2))
+        one = torch.ones((), device=place)
+        return lambda: torch._scaled_mm(
+            a, b.T, scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True
+        )
+
+    return Ceiling(
+        kind="gemm fp8",
+        flops=2.0 * side**3,
+        held_bytes=8.0 * side * side,
         make=make,
         shape={"rows": side, "depth": side, "columns": side},
     )
@@ -149,6 +167,10 @@ class CeilingWorkshop:
             "rate_flops_per_s": task.flops / seconds,
         }
         return {name: rate for name, rate in rates.items() if rate > 0}
+
+    def tensor_rate(self, task: Ceiling) -> float:
+        """How much faster than in bf16 tensor cores work: half as fast in tf32, twice in fp8."""
+        return {"gemm tf32": 0.5, "gemm fp8": 2.0}.get(task.kind, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,7 +64,7 @@ MLA_WIDTHS = (512, 64)
 MLA_HEAD_WIDTHS = (128, 64, 128)
 FULL_GROUPS_TOKENS = 4095
 """Tokens held before one is appended: the next one closes a group of any size."""
-GEMM_FORMATS = ("bf16", "fp16")
+GEMM_FORMATS = ("bf16", "fp16", "fp8")
 
 
 class Part(Struct, frozen=True, kw_only=True, eq=False):
@@ -495,7 +495,8 @@ def _gemm(case: Case, group: LayerGroup | None, phase: str, rows: int, matrix: M
     }
     part = Part(case=case, group=group, phase=phase, kv=case.kv, query_tokens=rows, matrix=matrix)
     why = "" if stored.name in GEMM_FORMATS else f"no product with {stored.name} weights here"
-    return Point(operation="gemm", shape=shape, part=part, why=why)
+    note = "activations are quantised before" if stored.name == "fp8" else ""
+    return Point(operation="gemm", shape=shape, part=part, why=why, note=note)
 
 
 def _logits(case: Case) -> Point:

@@ -29,7 +29,7 @@ class Provenance(Struct, frozen=True, kw_only=True, tag_field="line", tag="prove
 
     Nothing that could not be found out is guessed: the field is None or "", and `unknown` has the
     reason by field name. `gpu` names the processor where `device` is "cpu". Bandwidth and FLOPs a
-    cycle are those that turned the counters' shares into bytes and FLOPs.
+    cycle (in bf16) are those that turned the counters' shares into bytes and FLOPs.
     """
 
     format: int

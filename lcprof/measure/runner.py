@@ -105,6 +105,9 @@ class Workshop(Protocol):
     def rates(self, task: Any, seconds: float) -> dict[str, float]:
         """Columns of a ceiling: rates that follow from the time of a call."""
 
+    def tensor_rate(self, task: Any) -> float:
+        """How much faster than in bf16 tensor cores work on it."""
+
 
 class Settings(Struct, frozen=True, kw_only=True):
     """How long each point is timed. `budget_s`: no point begins after so long.
@@ -274,7 +277,7 @@ class Runner:
         call, launch = device.ready(run)
         times = self._burst(call)
         median = quantile(times, 0.5)
-        found = self._sustained(call, median)
+        found = self._sustained(call, median, self.workshop.tensor_rate(task))
         kernels, empty = self._profiled(task, run)
         found = replace(
             found,
@@ -305,7 +308,7 @@ class Runner:
             if len(times) >= settings.least_rounds and taken_s >= settings.burst_s:
                 return times
 
-    def _sustained(self, call: Call, each_s: float) -> Measured:
+    def _sustained(self, call: Call, each_s: float, tensor_rate: float) -> Measured:
         """Calls one after the other for `sustained_s`, with the board sampled beside them."""
         device, clock, seconds = self.device, self.clock, self.settings.sustained_s
         if seconds <= 0:
@@ -327,7 +330,8 @@ class Runner:
         found = summarise(sampler.readings, calls, elapsed_s)
         found = replace(found, sustained_s=elapsed_s / calls, sustained_calls=calls)
         used = self.board.utilisation(begin, end)
-        return counted(found, used, self._facts, self.settings.flops_per_cycle)
+        cycle = self.settings.flops_per_cycle
+        return counted(found, used, self._facts, cycle and cycle * tensor_rate)
 
     def _profiled(self, task: Task, run: Call) -> tuple[Any, dict[str, str]]:
         """Kernels of one call, or why there are none."""

@@ -86,11 +86,15 @@ def needed(point: Point) -> Need:
     shape = Dimensions(point.shape)
     if point.operation == "gemm":
         rows, depth, columns = (shape.count(name) for name in ("rows", "depth", "columns"))
-        checked = 8 * (2 * CHECKED_ROWS * depth + CHECKED_ROWS**2)
+        checked = 8.0 * (3 * CHECKED_ROWS * depth + 2 * CHECKED_ROWS**2)
+        fp8 = shape.text("format") == "fp8"
+        # fp8 numbers are drawn in bfloat16 first.
+        drawing = 2.0 * depth * (rows + columns) if fp8 else 0.0
+        out = 2.0 * rows * columns
         return Need(
-            inputs=2.0 * depth * (rows + columns),
-            call=2.0 * rows * columns,
-            check=2.0 * rows * columns + checked,
+            inputs=(1.0 if fp8 else 2.0) * depth * (rows + columns) + 4.0 * (rows + columns),
+            call=out,
+            check=max(out + checked, drawing),
         )
     if point.operation == "append":
         batch, heads, dim = (shape.count(name) for name in ("batch", "kv_heads", "head_dim"))

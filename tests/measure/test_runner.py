@@ -69,6 +69,12 @@ def test_a_measured_row_has_every_column() -> None:
     assert row.source == "made up"
 
 
+def test_fp8_does_twice_the_flops_in_a_cycle() -> None:
+    once, twice = (Bench().only(Task(name)).measured.flops for name in ("bf16", "fp8"))
+    assert once is not None
+    assert twice == pytest.approx(2 * once)
+
+
 def test_a_wrong_result_is_not_timed() -> None:
     row = Bench().only(Task("a", error=0.7))
     assert (row.status, row.reason) == ("wrong", "error 0.7, allowed 0.5")

@@ -122,7 +122,7 @@ def test_ceilings_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_gpu_has_more_ceilings() -> None:
     kinds = [each.kind for each in ceilings_of("cuda")]
-    assert kinds == ["read", "write", "copy", "gemm bf16", "gemm fp16", "gemm tf32",
+    assert kinds == ["read", "write", "copy", "gemm bf16", "gemm fp16", "gemm tf32", "gemm fp8",
                      "host to device", "device to host", "launch"]  # fmt: skip
     workshop = CeilingWorkshop(place=torch.device("cpu"))
     for each in ceilings_of("cuda"):

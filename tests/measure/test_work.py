@@ -61,6 +61,7 @@ SHAPES: list[tuple[str, str, dict[str, Any]]] = [
     ("token_scores", "naive", SCORES),
     ("gemm", "torch", GEMM),
     ("gemm", "torch", {**GEMM, "rows": 1, "format": "fp16"}),
+    ("gemm", "torch", {**GEMM, "format": "fp8"}),
 ]  # fmt: skip
 
 
