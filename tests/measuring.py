@@ -89,6 +89,7 @@ class Device:
     place: Any = None
     missing: Mapping[str, str] = field(default_factory=dict)
     free: float = 1e6
+    l2_bytes: float = 50e6
     profiler_fault: Exception | None = None
     release_fault: Exception | None = None
 

@@ -35,10 +35,12 @@ OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough mem
 
 
 class Device(Protocol):
-    """A device as the runner uses it. `missing` says which columns it cannot fill, and why."""
+    """A device as the runner uses it. `missing` says which columns it cannot fill, and why;
+    `l2_bytes` is its last cache before memory, 0 where that does not matter."""
 
     kind: str
     place: Any
+    l2_bytes: float
     missing: Mapping[str, str]
 
     def free_bytes(self) -> float:
@@ -73,6 +75,7 @@ class CpuDevice:
     """The processor, through PyTorch's CPU kernels."""
 
     kind = "cpu"
+    l2_bytes = 0.0
     missing: Mapping[str, str] = {"peak_allocated_bytes": "PyTorch counts no peak of CPU memory"}
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -134,9 +137,8 @@ class CudaDevice:
         self.place = torch.device("cuda", index)
         properties = torch.cuda.get_device_properties(self.place)
         self.name = str(properties.name)
-        self._flush = torch.randn(
-            max(4 * properties.L2_cache_size, FLUSH_BYTES) // 4, device=self.place
-        )
+        self.l2_bytes = float(properties.L2_cache_size)
+        self._flush = torch.randn(int(max(4 * self.l2_bytes, FLUSH_BYTES)) // 4, device=self.place)
         self._held = 0
         self._stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
@@ -216,7 +218,11 @@ def open_device(kind: str) -> CpuDevice | CudaDevice:
         raise ImpossibleError(
             "no GPU that PyTorch can use: see lcprof doctor, or measure with --device cpu"
         )
-    return CudaDevice()
+    try:
+        return CudaDevice()
+    except RuntimeError as error:
+        first = str(error).strip().partition("\n")[0]
+        raise ImpossibleError(f"the GPU cannot be used: {first}") from None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from lcprof.measure.board import Board, NoBoard
+from lcprof.measure.board import Board, LostDeviceError, NoBoard
 from lcprof.measure.device import CpuDevice, profiled
 from lcprof.measure.machine import catalogued, package_version
 from lcprof.measure.session import busy
@@ -59,7 +59,14 @@ class Doctor:
         """Everything, what is needed first."""
         found = [self._torch()]
         if self.torch is not None:
-            found += self._cpu() if self.device == "cpu" else self._cuda()
+            try:
+                found += self._cpu() if self.device == "cpu" else self._cuda()
+            except (RuntimeError, LostDeviceError) as error:
+                first = str(error).strip().partition("\n")[0]
+                remedy = "nvidia-smi tells its state; a GPU that is lost needs a reset"
+                found.append(
+                    Finding(name="GPU", able=False, found=first, remedy=remedy, needed=True)
+                )
         return [*found, self._disk()]
 
     def _torch(self) -> Finding:

@@ -74,17 +74,27 @@ def package_version(package: str) -> str:
 
 def commit_here() -> str:
     """The commit of lcprof's own source tree, with "+" after local changes; "" outside one."""
-    git = ["git", "-C", str(Path(__file__).resolve().parent)]
-    found = []
-    for ask in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "-uno", "."]):
+    here = Path(__file__).resolve()
+    # An installed copy may lie within somebody else's tree, which does not track it.
+    asked = (
+        ["ls-files", "--error-unmatch", here.name],
+        ["rev-parse", "--short=12", "HEAD"],
+        ["status", "--porcelain", "-uno", ".."],
+    )
+    told = []
+    for ask in asked:
         try:
             done = subprocess.run(  # noqa: S603 (git, about our own folder)
-                [*git, *ask], capture_output=True, text=True, check=True, timeout=10
+                ["git", "-C", str(here.parent), *ask],  # noqa: S607
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=10,
             )
         except (OSError, subprocess.SubprocessError):
             return ""
-        found.append(done.stdout.strip())
-    return found[0] + ("+" if found[1] else "")
+        told.append(done.stdout.strip())
+    return told[1] + ("+" if told[2] else "")
 
 
 def catalogued(name: str, memory_bytes: float | None) -> Gpu | None:

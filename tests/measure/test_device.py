@@ -104,6 +104,16 @@ def test_without_a_gpu_there_is_no_device() -> None:
         open_device("cuda")
 
 
+def test_a_gpu_that_cannot_be_used_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise RuntimeError("CUDA error: all CUDA-capable devices are busy\nCompile with ...")
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("lcprof.measure.device.CudaDevice", refuse)
+    with pytest.raises(ImpossibleError, match=r"cannot be used: .* are busy$"):
+        open_device("cuda")
+
+
 def test_without_pytorch_there_is_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ImpossibleError, match=r"pip install 'lcprof\[gpu\]'"):

@@ -100,6 +100,16 @@ def test_what_is_refused_has_a_remedy_and_the_rest_goes_on() -> None:
     assert "pip install triton" in found["Triton"].remedy
 
 
+def test_a_gpu_that_does_not_answer_is_a_finding() -> None:
+    def busy(index: int) -> None:
+        raise RuntimeError("CUDA error: devices are busy\nand more")
+
+    found = examined(cuda(mem_get_info=busy))
+    assert found["GPU"].found == "CUDA error: devices are busy"
+    assert not possible(list(found.values()))
+    assert found["room for records"].able
+
+
 def test_nvml_that_is_missing_says_why() -> None:
     found = examined(cuda(), NoBoard("nvidia-ml-py is not installed: pip install nvidia-ml-py"))
     assert found["NVML"].remedy == "pip install nvidia-ml-py"

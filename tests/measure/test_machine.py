@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from datetime import UTC, datetime
 
 import pytest
 
 from lcprof.measure.board import Facts
-from lcprof.measure.machine import catalogued, flops_per_cycle, provenance
+from lcprof.measure.machine import catalogued, commit_here, flops_per_cycle, provenance
 from lcprof.scenario.gpus import load_gpu
 
 MIB = 2.0**20
@@ -45,6 +46,10 @@ def test_flops_of_a_cycle_are_hoppers_where_its_data_sheet_agrees() -> None:
     assert flops_per_cycle(load_gpu("h20", where="test")) is None
     assert flops_per_cycle(load_gpu("a100", where="test")) is None
     assert flops_per_cycle(None) is None
+
+
+def test_the_commit_is_lcprofs_own() -> None:
+    assert re.fullmatch(r"([0-9a-f]{12}\+?)?", commit_here())
 
 
 def test_provenance_says_everything_and_hides_the_uuid() -> None:

@@ -180,6 +180,17 @@ def test_without_a_board_the_columns_say_why() -> None:
     assert row.measured.sustained_s is None
 
 
+def test_bytes_that_stay_in_the_l2_are_not_told_as_those_of_hbm() -> None:
+    bench = Bench()
+    predicted = {"small": Predicted(hbm_bytes=99e6), "large": Predicted(hbm_bytes=101e6)}
+    bench.run(Task("small"), Task("large"), predicted=predicted)
+    small, large = bench.rows
+    assert small.measured.hbm_bytes is None
+    assert "L2" in small.empty["hbm_bytes"]
+    assert small.measured.dram_utilisation == 0.5
+    assert large.measured.hbm_bytes is not None
+
+
 def test_an_unknown_gpu_says_why_flops_are_empty() -> None:
     row = Bench(Settings(burst_s=0.0, sustained_s=0.01)).only(Task("a"))
     assert "data sheet" in row.empty["flops"]
