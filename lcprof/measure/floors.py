@@ -6,6 +6,7 @@ Predictions come to a run as a list of records; these are the ones that need no 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -40,7 +41,15 @@ class Prediction(Struct, frozen=True, kw_only=True):
     held_out: bool | None = None
 
 
-def join(points: Iterable[Point], predictions: Sequence[Prediction]) -> dict[str, Predicted]:
+class Named(Protocol):
+    """Anything with a name and some of the fields of `Predicted`."""
+
+    @property
+    def name(self) -> str:
+        """A point's key, its name, or its operation."""
+
+
+def join(points: Iterable[Point], predictions: Sequence[Named]) -> dict[str, Predicted]:
     """What is predicted of each point that can be measured, by its key. Of several predictions
     with one name, what the later ones say wins."""
     by_name: dict[str, Predicted] = {}
@@ -57,8 +66,8 @@ def join(points: Iterable[Point], predictions: Sequence[Prediction]) -> dict[str
     return found
 
 
-def _over(under: Predicted, said: Prediction | Predicted) -> Predicted:
-    told = {name: getattr(said, name) for name in Predicted.__struct_fields__}
+def _over(under: Predicted, said: object) -> Predicted:
+    told = {name: getattr(said, name, None) for name in Predicted.__struct_fields__}
     return replace(
         under, **{name: value for name, value in told.items() if value not in (None, "")}
     )

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from lcprof.measure.board import Board, Facts, ImpossibleError, NoBoard
 from lcprof.measure.device import CpuDevice, CudaDevice, open_device
-from lcprof.measure.floors import Prediction, join
+from lcprof.measure.floors import Named, join
 from lcprof.measure.machine import provenance
 from lcprof.measure.points import Point
 from lcprof.measure.record import Writer
@@ -46,7 +46,7 @@ class Wish(Struct, frozen=True, kw_only=True):
 
     run: Path
     points: Sequence[Point]
-    predictions: Sequence[Prediction]
+    predictions: Sequence[Named]
     scenario: str
     command: tuple[str, ...]
     ceilings: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -366,6 +367,14 @@ def test_every_measurable_point_has_a_floor() -> None:
             each = told[point.key]
             assert bool(point.why) == (each.floor_s is None), point.key
             assert point.why or (each.floor_s or 0.0) > 0, point.key
+
+
+def test_any_record_with_a_name_joins() -> None:
+    first, *_ = decodes("bf16")
+    told = SimpleNamespace(name="decode_attention", seconds=1.0, low=0.5, high=2.0, basis="fit")
+    found = join([first], [told])[first.key]
+    assert (found.seconds, found.low, found.high, found.basis) == (1.0, 0.5, 2.0, "fit")
+    assert found.floor_s is None
 
 
 def test_predictions_join_by_key_name_or_operation() -> None:

@@ -114,6 +114,29 @@ def test_sparse_latents_are_checked_too() -> None:
     assert error > allowed
 
 
+TRITON = [
+    (operation, "triton", shape)
+    for operation, impl, shape in SHAPES
+    if "triton" in OPERATIONS[operation]
+    and impl in ("naive", OPERATIONS[operation][-1])
+    and shape.get("head_dim") != 32
+]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning")
+@pytest.mark.parametrize("case", TRITON, ids=named)
+def test_our_kernels_take_the_same_inputs(case: tuple[str, str, Any]) -> None:
+    """In the interpreter, which rounds otherwise than a GPU: errors are judged there."""
+    work = prepare(point(*case), CPU)
+    result = work.run()
+    error, allowed = work.check(result)
+    if isinstance(result, torch.Tensor):
+        assert torch.isfinite(result[..., :1]).all()
+        assert work.check(spoiled(result))[0] > allowed
+    else:
+        assert (error, allowed) == (0.0, 0.0)
+
+
 def test_every_operation_is_covered() -> None:
     assert {case[0] for case in SHAPES} | {"sparse_mla_decode"} == set(OPERATIONS)
 
