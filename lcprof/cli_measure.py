@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lcprof.measure.runner import Outcome
 
 IMPOSSIBLE = OFF_LIMIT = NONE_FITS
+SHOWN_ROWS = 20
 
 MEASURE_EPILOG = """\b
 Examples:
@@ -148,7 +149,8 @@ def _print_record(folder: Path) -> None:
     from lcprof.report.screen import Screen
 
     record = read_record(folder)
-    Screen(sys.stdout).show(record_page(record, residuals(record.rows.values())))
+    found = residuals(record.rows.values())
+    Screen(sys.stdout).show(record_page(record, found, shown=SHOWN_ROWS))
     print(f"record: {record.path}")
 
 
@@ -156,8 +158,11 @@ def _print_record(folder: Path) -> None:
 @click.argument("run")
 @click.argument("other", required=False, metavar="[RUN2]")
 @click.option("--json", "as_json", is_flag=True, help="print a JSON list")
+@click.option("--csv", "csv_path", metavar="FILE", help="also write RUN's rows to a CSV file")
 @click.option("--max-error", metavar="SHARE", help="exit 3 when an error is larger: 10%")
-def compare(run: str, other: str | None, as_json: bool, max_error: str | None) -> int:
+def compare(
+    run: str, other: str | None, as_json: bool, csv_path: str | None, max_error: str | None
+) -> int:
     """Put a run's measurements beside its predictions, worst first; or two runs side by side.
 
     RUN is a run's folder or its record. Floors are shown, and no limit applies to them.
@@ -190,6 +195,11 @@ def compare(run: str, other: str | None, as_json: bool, max_error: str | None) -
         alone = room.only_in(first, second), room.only_in(second, first)
         page = runs_page((run, other), changed, room.differences(first, second), alone)
         items = list(changed)
+    if csv_path:
+        from lcprof.compare.table import csv_text
+        from lcprof.report.export import write_text
+
+        write_text(csv_path, csv_text(first.rows.values()), where="--csv")
     if as_json:
         print(msgspec.json.format(msgspec.json.encode(items)).decode())
     else:

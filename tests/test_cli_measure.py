@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import os
@@ -243,6 +244,27 @@ def test_a_limit_on_errors_is_for_expectations(tmp_path: Path, capsys: Output) -
     capsys.readouterr()
     assert main(["compare", run, "--max-error", "much"]) == 2
     assert "--max-error: given 'much'; expected a share" in error(capsys)
+
+
+def test_a_run_as_csv(tmp_path: Path, capsys: Output) -> None:
+    told = Predicted(seconds=0.9e-3, hbm_bytes=5.0)
+    got = Measured(burst_s=1e-3, throttle=("power limit",), power_w=650.0)
+    failed = row("y", status="failed", reason="no", measured=Measured())
+    run = written(tmp_path / "a", row("x", predicted=told, measured=got), failed)
+    assert main(["compare", run, "--csv", str(tmp_path / "rows.csv")]) == 0
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        first, second = csv.DictReader(file)
+    assert (first["seconds_predicted"], first["seconds_measured"]) == ("0.0009", "0.001")
+    assert float(first["seconds_error"]) == pytest.approx(-0.1)
+    assert (first["hbm_bytes_predicted"], first["hbm_bytes_measured"]) == ("5.0", "")
+    assert (first["throttle"], first["power_w"], first["shape"]) == (
+        "power limit",
+        "650.0",
+        "rows=1",
+    )
+    assert (second["status"], second["reason"], second["seconds_measured"]) == ("failed", "no", "")
+    assert main(["compare", run, "--csv", "/nonexistent/rows.csv"]) == 2
+    assert "--csv" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["nowhere", "notes.txt"])

@@ -52,9 +52,11 @@ def shape_text(shape: Mapping[str, int | float | str]) -> str:
     return printable(" ".join(words))
 
 
-def record_page(record: Record, found: Sequence[Residual]) -> list[RenderableType]:
-    """A run: where it took place, each row with its predictions, the worst first, and what could
-    not be measured with its reason."""
+def record_page(
+    record: Record, found: Sequence[Residual], *, shown: int | None = None
+) -> list[RenderableType]:
+    """A run: where it took place, each row with its predictions (the first `shown`), the worst
+    first, and what could not be measured with its reason."""
     from rich.text import Text
 
     told = record.provenance
@@ -70,8 +72,10 @@ def record_page(record: Record, found: Sequence[Residual]) -> list[RenderableTyp
     if record.torn_bytes:
         page.append(Text(f"The last line is torn: {record.torn_bytes} bytes are not read."))
     page.append("")
-    for row in measured:
+    for row in measured[:shown]:
         page += _row_lines(row, by_key.get(row.key, []))
+    if shown is not None and len(measured) > shown:
+        page.append(Text(f"{len(measured) - shown} more: lcprof compare shows them"))
     page += _unmeasured([row for row in rows if row.status != "measured"])
     empty = dict.fromkeys(
         f"{why}: {', '.join(_columns_of(measured, why))}"

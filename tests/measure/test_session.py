@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from measuring import Board, Clock
+from msgspec.structs import replace
 
 from lcprof.errors import InputError
 from lcprof.measure import session as room
@@ -21,7 +22,7 @@ from lcprof.measure.session import Wish, busy, open_session, run_session
 from lcprof.scenario.cases import expand
 from lcprof.scenario.schema import read_scenario
 
-QUICK = Settings(burst_s=0.0, least_rounds=2, sustained_s=0.001)
+QUICK = Settings(burst_s=0.0, least_rounds=2, sustained_s=0.001, profile=False)
 SCENARIO = {
     "model": {"name": "tiny", "layers": 2, "hidden": 128, "q_heads": 4, "kv_heads": 2,
               "head_dim": 64, "intermediate": 256, "vocab": 512},
@@ -51,7 +52,7 @@ def wish(run: Path, **changes: Any) -> Wish:
 
 
 def test_a_processor_really_measures_the_references(tmp_path: Path) -> None:
-    result = run_session(open_session("cpu"), wish(tmp_path), QUICK)
+    result = run_session(open_session("cpu"), wish(tmp_path), replace(QUICK, profile=True))
     found = read_record(tmp_path)
     assert found.provenance.device == "cpu"
     assert found.provenance.scenario == "tiny\n"
@@ -163,3 +164,35 @@ def test_a_processor_has_no_board() -> None:
     assert isinstance(session.board, NoBoard)
     assert session.facts == Facts()
     assert "threads" in session.name
+
+
+@pytest.mark.gpu
+def test_a_gpu_measures_every_strategy_and_says_why_where_it_does_not(tmp_path: Path) -> None:
+    asked = {
+        "model": ["llama-3.1-8b", "deepseek-v3"], "gpu": "h200-sxm", "gpus": 8, "context": "8K",
+        "output": 16, "concurrency": 4, "chunk": 2048,
+        "kv": ["bf16", "fp8", "fp8:scale=token-head", "int8", "int4:group=64", "kivi:group=64",
+               "window:tokens=1024,sinks=4", "quest:page=16,top=64", "h2o"],
+    }  # fmt: skip
+    cases = expand(read_scenario(asked, where="test"), where="test")
+    made = points_of(cases, impls=("triton",), only=chosen_operations(()), device="cuda")
+    session = open_session("cuda", beside_others=True)
+    run_session(
+        session,
+        wish(tmp_path, points=made, predictions=floors(made, None), ceilings=True),
+        Settings(burst_s=0.05, sustained_s=0.3, flops_per_cycle=540672.0),
+    )
+    for row in read_record(tmp_path).rows.values():
+        assert row.status in ("measured", "not measurable"), (row.key, row.status, row.reason)
+        if row.status != "measured" or row.key == "ceiling idle":
+            continue
+        got = row.measured
+        assert got.burst_s is not None, row.key
+        assert got.sustained_s is not None, row.key
+        assert got.peak_allocated_bytes is not None, row.key
+        if "kernels" not in row.empty:
+            assert got.launches, row.key
+        for column in ("power_w", "energy_j", "sm_clock_hz", "peak_used_bytes", "hbm_bytes"):
+            assert getattr(got, column) is not None or row.empty[column], (row.key, column)
+        if row.predicted.peak_bytes:
+            assert got.peak_allocated_bytes == pytest.approx(row.predicted.peak_bytes, rel=0.2)

@@ -69,6 +69,15 @@ def test_a_run_is_shown_worst_first_with_its_reasons() -> None:
     assert "empty, no GPM counters: hbm_bytes, flops" in text
 
 
+def test_a_long_run_is_cut_where_asked() -> None:
+    told = record(*(row(f"{number}", shape={"rows": number}) for number in range(1, 6)))
+    text = shown(record_page(told, [], shown=2))
+    assert "gemm m2" in text
+    assert "gemm m3" not in text
+    assert "3 more: lcprof compare shows them" in text
+    assert "gemm m5" in shown(record_page(told, []))
+
+
 def test_ceilings_are_shown_as_rates() -> None:
     told = record(
         row("ceiling read", operation="ceiling",
