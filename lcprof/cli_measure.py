@@ -65,6 +65,7 @@ def measure(
     from lcprof.measure.floors import floors
     from lcprof.measure.machine import catalogued, flops_per_cycle
     from lcprof.measure.points import chosen_operations, implementations, points_of
+    from lcprof.measure.record import record_path
     from lcprof.measure.runner import Settings
     from lcprof.measure.session import Wish, open_session, run_session
     from lcprof.report.progress import measuring
@@ -93,7 +94,7 @@ def measure(
     how = Settings(
         budget_s=budget_s,
         sustained_s=sustained_s or 0.0,
-        trace=folder / "traces" if trace else None,
+        trace=record_path(folder).parent / "traces" if trace else None,
         flops_per_cycle=flops_per_cycle(sheet),
         bandwidth_bytes_per_s=None if sheet is None else sheet.bandwidth_bytes_per_s,
     )

@@ -79,7 +79,7 @@ def commit_here() -> str:
     asked = (
         ["ls-files", "--error-unmatch", here.name],
         ["rev-parse", "--short=12", "HEAD"],
-        ["status", "--porcelain", "-uno", ".."],
+        ["status", "--porcelain", "-uno"],
     )
     told = []
     for ask in asked:

@@ -83,17 +83,8 @@ class Work(Protocol):
         """Judges it."""
 
 
-class Need(Protocol):
-    """Bytes of a point's inputs, and the most that it takes."""
-
-    @property
-    def peak(self) -> float:
-        """The most at any time."""
-
-
 class Workshop(Protocol):
-    """How a task becomes a call, and what it will take. `seen_error(error)` says whether it is a
-    kernel's own refusal."""
+    """How a task becomes a call, and what it will take."""
 
     def prepare(self, task: Any) -> Work:
         """Draws inputs."""
