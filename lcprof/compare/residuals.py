@@ -17,6 +17,9 @@ METRICS = (
 )
 """Metric, the prediction's field, the measurement's."""
 FLOOR = "floor_s"
+LEAST_TENSOR = 0.2
+"""Share of the time that tensor cores must work for their FLOPs to be compared: below it, most of
+what they do is padding of small tiles."""
 RUN_METRICS = ("burst_s", "sustained_s", "energy_j", "power_w", "sm_clock_hz", "hbm_bytes",
                "flops", "peak_allocated_bytes", "rate_bytes_per_s", "rate_flops_per_s")  # fmt: skip
 CONDITIONS = ("gpu", "gpu_uuid_sha256", "device", "driver", "cuda", "torch", "triton", "lcprof",
@@ -63,7 +66,10 @@ class Difference(Struct, frozen=True, kw_only=True):
 
 
 def residuals(rows: Iterable[Row]) -> list[Residual]:
-    """Every metric that was both predicted and measured, the worst first, floors last."""
+    """Every metric that was both predicted and measured, the worst first, floors last.
+
+    FLOPs by hardware counters are those that tensor cores did, padding included.
+    """
     found: list[Residual] = []
     for row in rows:
         if row.status != "measured":
@@ -71,6 +77,8 @@ def residuals(rows: Iterable[Row]) -> list[Residual]:
         told, got = row.predicted, row.measured
         for metric, field, column in METRICS:
             predicted, measured = getattr(told, field), getattr(got, column)
+            if metric == "flops" and (got.tensor_utilisation or 1.0) < LEAST_TENSOR:
+                continue
             inside = None
             if metric == "seconds" and told.low is not None and told.high is not None and measured:
                 inside = told.low <= measured <= told.high

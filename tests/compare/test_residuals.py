@@ -54,6 +54,13 @@ def test_errors_are_predicted_over_measured_the_worst_first() -> None:
     assert by_name["far", "floor_s"].basis == "data sheet of h200-sxm"
 
 
+def test_flops_are_compared_where_tensor_cores_are_busy() -> None:
+    told = Predicted(flops=50.0)
+    idle = row("idle", predicted=told, measured=Measured(flops=400.0, tensor_utilisation=0.1))
+    busy = row("busy", predicted=told, measured=Measured(flops=55.0, tensor_utilisation=0.6))
+    assert [each.key for each in residuals([idle, busy])] == ["busy"]
+
+
 def test_a_floor_is_no_expectation() -> None:
     found = residuals([row("a", predicted=Predicted(floor_s=1e-5))])
     assert len(found) == 1
