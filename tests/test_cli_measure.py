@@ -275,14 +275,21 @@ def test_what_is_no_record_is_one_line(name: str, tmp_path: Path, capsys: Output
     assert name in error(capsys)
 
 
-def test_comparing_loads_no_kernels() -> None:
+@pytest.mark.parametrize(
+    ("command", "unasked"),
+    [
+        (["compare", "/nowhere"], {"torch", "triton", "numpy", "lcprof_kernels", "pynvml"}),
+        (["plan", "scenarios/smoke.yaml"], {"lcprof.measure", "lcprof.compare", "torch"}),
+    ],
+    ids=lambda given: given[0] if isinstance(given, list) else "",
+)
+def test_a_command_loads_only_what_it_needs(command: list[str], unasked: set[str]) -> None:
     program = (
-        "import sys\nfrom lcprof.cli import main\nmain(['compare', '/nowhere'])\n"
-        "heavy = {'torch', 'triton', 'numpy', 'pandas', 'lcprof_kernels', 'pynvml'}\n"
-        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+        f"import sys\nfrom lcprof.cli import main\nmain({command!r})\n"
+        f"assert not {unasked!r} & set(sys.modules), {unasked!r} & set(sys.modules)"
     )
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
     subprocess.run(
         [sys.executable, "-c", program],
-        check=True, capture_output=True, env={**os.environ, "PYTHONPATH": paths},
+        check=True, capture_output=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": paths},
     )  # fmt: skip
