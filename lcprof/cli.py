@@ -18,7 +18,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from lcprof import __version__
-from lcprof.errors import Fault, InputError, nearest, shown
+from lcprof.errors import Fault, InputError, LcprofError, nearest, shown
 
 if TYPE_CHECKING:
     from lcprof.domain.engine import Engine
@@ -67,6 +67,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line (sys.argv by default) and returns the exit status."""
+    from lcprof.cli_measure import COMMANDS
+
+    for command in COMMANDS:
+        cli.add_command(command)
     if sys.stdout is None:
         # Closed by the caller; it stays open for as long as the process lives.
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
@@ -77,6 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except InputError as error:
         return _refuse(str(fault) for fault in error.faults)
+    except LcprofError as error:
+        _refuse([str(error)])
+        return NONE_FITS
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return BAD_INPUT
@@ -244,7 +251,7 @@ def _asked(
     axes: Mapping[str, tuple[str, ...]],
     settings: tuple[str, ...],
     *,
-    hypothetical: bool,
+    hypothetical: bool = False,
 ) -> Asked:
     """Reads, expands and plans. Raises InputError with every fault."""
     from lcprof.plan.row import plan_cases
