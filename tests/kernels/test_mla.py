@@ -69,6 +69,7 @@ def test_heads_and_query_tokens(q_heads: int, query_tokens: int) -> None:
         Tile(rows=64, tokens=64, num_warps=8, num_stages=2, apart=True, boxes=True),
         Tile(rows=32, tokens=64, num_warps=8, num_stages=2, columns=True),
         Tile(rows=32, tokens=64, num_warps=8, num_stages=2, apart=True, columns=True),
+        Tile(rows=32, tokens=64, num_warps=8, num_stages=2, apart=True, columns=True, boxes=True),
     ],
 )
 def test_every_way_of_the_kernel_with_many_splits(tile: Tile) -> None:
@@ -233,8 +234,8 @@ def test_splits_fill_the_card_and_no_more() -> None:
     assert choose_splits(cells=1, tiles=1, slots=132) == 1
 
 
-def job(arch: tuple[int, int], rows: int, page: int, fp8: bool) -> Job:
-    tile = tile_for(arch, rows, fp8=fp8, paged=page > 0)
+def job(arch: tuple[int, int], rows: int, page: int, fp8: bool, tile: Tile | None = None) -> Job:
+    tile = tile or tile_for(arch, rows, fp8=fp8, paged=page > 0)
     boxes = tile.boxes and not fp8 and page % tile.tokens == 0
     kinds = {
         f"{name}_boxes": f"tensordesc<bf16[{tile.tokens}, {width}]>"
@@ -273,6 +274,7 @@ def job(arch: tuple[int, int], rows: int, page: int, fp8: bool) -> Job:
             "APART": tile.apart,
             "BOXES": boxes,
             "COLUMNS": tile.columns,
+            "PDL": tile.hidden_merge,
             **({} if boxes else {"latent_boxes": None, "rope_boxes": None}),
         },
         aligned=(*pointers, *strides),
@@ -303,3 +305,17 @@ def test_binaries_for_ampere_and_hopper() -> None:
             boxes = tile.boxes and not fp8 and page % tile.tokens == 0
             whole = 36 + 4 * (4 if tile.columns else 1)
             assert resources.instructions.get("HGMMA") == whole + (37 if boxes else 0), words
+
+
+def test_columns_with_boxes_compile_without_spills() -> None:
+    """As many products as without descriptors in each of the two loops, and no copies by lanes."""
+    tile = Tile(
+        rows=32, tokens=64, num_warps=8, num_stages=2, apart=True, columns=True, boxes=True,
+        hidden_merge=True,
+    )  # fmt: skip
+    for page, found in zip((0, 64), compile_elsewhere(
+        [job((9, 0), 32, page, False, tile) for page in (0, 64)]
+    ), strict=True):  # fmt: skip
+        assert found.faults() == [], page
+        assert found.instructions.get("LDGSTS", 0) == 0, page
+        assert found.instructions["HGMMA"] >= 36 + 4 * 4, page

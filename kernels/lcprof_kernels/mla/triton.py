@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents
 
 from lcprof_kernels.merge.triton import INTERPRETED, narrow
 
@@ -178,8 +179,7 @@ def decode_tiles(
     stride_batch, stride_page, stride_token, stride_table, slot_tokens,
     PAGE: tl.constexpr, FP8: tl.constexpr, NATIVE: tl.constexpr, BOXES: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, APART: tl.constexpr,
-    COLUMNS: tl.constexpr,
-
+    COLUMNS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (row tiles, splits, batch); a row is one head of one query token.
 
@@ -188,12 +188,14 @@ def decode_tiles(
     `rope_boxes` of the cache as [slots * slot_tokens, 512 and 64]; the last, broken tile is not.
 
     COLUMNS swaps the operands of both products, so that tokens and latent channels fill the 64 rows
-    of a warp group's product and few query rows are its columns; it excludes BOXES.
+    of a warp group's product and few query rows are its columns.
 
     APART keeps the two products in separate branches that are always taken: the compiler then
     gives each its own layout, so that two warp groups halve the tokens of Q K^T instead of both
     computing all of it, and starts the next tile's copy before this tile's products.
     """
+    if PDL:
+        gdc_launch_dependents()
     split = tl.program_id(1)
     batch = tl.program_id(2)
     length = tl.load(lengths_ptr + batch)
@@ -252,10 +254,16 @@ def decode_tiles(
             k_latent = latent_boxes.load([place, 0])
             k_rope = rope_boxes.load([place, 0])
             n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-            top, total, acc = attend_tile(
-                q_latent, q_rope, k_latent, k_rope, n, visible, top, total, acc, scale_log2,
-                length, splits, APART, BLOCK_H, BLOCK_N,
-            )  # fmt: skip
+            if COLUMNS:
+                top, total, acc = attend_columns(
+                    q_latent, q_rope, k_latent, k_rope, n, visible, top, total, acc, scale_log2,
+                    length, splits, APART, BLOCK_H, BLOCK_N,
+                )  # fmt: skip
+            else:
+                top, total, acc = attend_tile(
+                    q_latent, q_rope, k_latent, k_rope, n, visible, top, total, acc, scale_log2,
+                    length, splits, APART, BLOCK_H, BLOCK_N,
+                )  # fmt: skip
 
     if COLUMNS:
         acc = tl.trans(acc)
