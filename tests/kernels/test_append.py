@@ -221,9 +221,10 @@ def pairs_job(layout: Format, *, arch: int, warps: int) -> Job:
         **dict.fromkeys(["lengths", "new_lengths", "page_table"], "*i32"),
         **dict.fromkeys([*strides, "table_stride", "capacity_tokens"], "i32"),
     }
+    kind = "group" if kivi else "token"
     size = {"GROUP_TOKENS": layout.group_tokens} if kivi else {"BLOCK_N": 32}
     return Job(
-        kernel="lcprof_kernels.append.pairs:append_" + ("group" if kivi else "token") + "_pairs",
+        kernel=f"lcprof_kernels.append.triton_pairs:append_{kind}_pairs",
         signature=signature,
         constants={
             **size, "HEAD_DIM": 128, "PAGE": 0, "GROUPS": layout.channel_groups(128),

@@ -8,7 +8,8 @@ import torch
 from lcprof_kernels.budget import tolerance
 from lcprof_kernels.errors import KernelInputError
 from lcprof_kernels.mla import mla_decode, mla_prefill, pack_fp8, unpack_fp8
-from lcprof_kernels.mla.api import DEFAULT_SCALE, parts_of
+from lcprof_kernels.mla.api import DEFAULT_SCALE, mla_decode_with, parts_of
+from lcprof_kernels.mla.choices import others
 from lcprof_kernels.mla.inputs import MlaInputs, mla_inputs
 from lcprof_kernels.mla.launch import Tile, choose_splits, launch, tile_for
 from lcprof_kernels.mla.reference import mla_reference
@@ -105,6 +106,33 @@ def test_every_way_of_the_kernel_with_many_splits(tile: Tile) -> None:
     )
     assert budget.accepts(out), budget.explain(out)
     torch.testing.assert_close(lse.double(), expected_lse, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("page_tokens", [None, 64])
+@pytest.mark.parametrize("q_heads", [16, 32, 128])
+def test_every_tile_worth_timing_on_a_gpu(q_heads: int, page_tokens: int | None) -> None:
+    inputs = mla_inputs(
+        batch=3,
+        q_heads=q_heads,
+        context_tokens=4160,
+        page_tokens=page_tokens,
+        lengths=[4160, 1, 777],
+        device="cuda",
+    )
+    arguments = {
+        "lengths": inputs.lengths,
+        "page_table": inputs.page_table,
+        "scale": DEFAULT_SCALE,
+    }
+    budget = tolerance(
+        lambda: mla_reference(inputs.q, inputs.cache, **arguments)[0],
+        lambda: mla_reference(inputs.q, inputs.cache, **arguments, low_precision=True)[0],
+    )
+    capability = torch.cuda.get_device_capability()
+    for tile in others(capability, q_heads, fp8=False, paged=page_tokens is not None):
+        out, _ = mla_decode_with(tile, inputs.q, inputs.cache, **arguments)
+        assert budget.accepts(out), f"{tile}: {budget.explain(out)}"
 
 
 def test_a_sequence_without_tokens_gives_zero_and_no_mass() -> None:

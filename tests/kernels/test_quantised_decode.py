@@ -223,6 +223,43 @@ def test_every_way_of_the_kernel(layout: Format, page_tokens: int | None) -> Non
     torch.testing.assert_close(lse.double(), oracle, atol=8e-3, rtol=1e-4)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("page_tokens", [None, 64])
+@pytest.mark.parametrize(
+    "layout", [FORMATS[1], FORMATS[2], FORMATS[3], FORMATS[5]], ids=lambda layout: layout.name
+)
+def test_every_way_of_the_kernel_on_a_gpu(layout: Format, page_tokens: int | None) -> None:
+    """Ragged lengths, and 16 query rows in two blocks of 8."""
+    narrow = layout.code == "int4"
+    tuning = Tuning(
+        rows=8,
+        block_n=64,
+        stages=3,
+        warps=1 if narrow else 2,
+        blocks_per_sm=8 if narrow else 6,
+        dense_rows=True,
+        late_scales=narrow,
+    )
+    inputs = make_quantised_decode_inputs(
+        layout,
+        lengths=[4097, 1000, 0, 1],
+        q_heads=8,
+        kv_heads=2,
+        head_dim=128,
+        query_tokens=3,
+        page_tokens=page_tokens,
+        device="cuda",
+        impl="triton",
+    )
+    cache = inputs.cache
+    budget = tolerance(
+        lambda: quantised_decode_reference(inputs.q, cache, 0.1)[0],
+        lambda: quantised_decode_naive(inputs.q, cache, 0.1)[0],
+    )
+    out, _ = quantised_decode_triton(inputs.q, cache, 0.1, cache.capacity_tokens, tuning)
+    assert budget.accepts(out), budget.explain(out)
+
+
 def test_a_block_that_cuts_pages_or_groups_is_refused() -> None:
     wide = dataclasses.replace(NARROW, block_n=128)
     for layout, page_tokens in ((caches.int8_per_token(), 64), (caches.int4_kivi(64, 64), None)):
@@ -321,13 +358,19 @@ def test_compiles_without_spills_or_conversions() -> None:
 
 
 def test_other_ways_compile_without_spills_and_leave_room() -> None:
-    """Late scales come by asynchronous copies; paged 8-bit blocks are as many as contiguous ones."""
+    """Paged blocks of 8-bit codes are as many as contiguous ones."""
     late = Tuning(
         rows=8, block_n=64, stages=3, warps=1, blocks_per_sm=8, dense_rows=True, late_scales=True
     )
     dense = Tuning(rows=8, block_n=64, stages=3, warps=2, blocks_per_sm=6, dense_rows=True)
-    cases = [(FORMATS[3], 90, late, 64), (FORMATS[3], 80, late, 0), (FORMATS[5], 90, late, 64),
-             (FORMATS[2], 90, dense, 64), (FORMATS[1], 90, dense, 64), (FORMATS[2], 80, dense, 64)]  # fmt: skip
+    cases = [
+        (FORMATS[3], 90, late, 64),
+        (FORMATS[3], 80, late, 0),
+        (FORMATS[5], 90, late, 64),
+        (FORMATS[2], 90, dense, 64),
+        (FORMATS[1], 90, dense, 64),
+        (FORMATS[2], 80, dense, 64),
+    ]
     jobs = [job(layout, arch=arch, rows=8, page=p, tuning=t) for layout, arch, t, p in cases]
     for (layout, arch, tuning, _), found in zip(cases, compile_elsewhere(jobs), strict=True):
         assert found.faults() == [], (layout.name, arch)

@@ -9,16 +9,16 @@ import torch
 from lcprof_kernels.caches import CompressedCache, Format, Quantised
 from lcprof_kernels.checks import interpreting, require
 
-from .pairs import append_group_pairs, append_token_pairs
 from .triton import append_groups, append_tokens
+from .triton_pairs import append_group_pairs, append_token_pairs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
     """Tokens of a block (a KIVI block is a group of tokens), and its warps.
 
-    `pairs`, for int4 alone, takes the kernels of `pairs.py`: the same results, fewer instructions,
-    and one launch for a KIVI cache.
+    `pairs`, for int4 alone, takes the kernels of `triton_pairs.py`: the same results in fewer
+    instructions, and one launch for a KIVI cache.
     """
 
     block_n: int

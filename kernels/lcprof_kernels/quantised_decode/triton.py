@@ -270,10 +270,10 @@ def quantised_decode_split(
     there is no residual, PAGE 0 where the cache is contiguous.
 
     K_ROW and V_ROW are the words between two tokens where they are known when compiling, else 0:
-    addresses then are one base and constants. Scales are loaded a tile ahead into registers; those by token
-    with LATE beside their codes, through shared memory in the compiler's pipeline. That needs two
-    neighbouring fp16 scales to a lane, the least that an asynchronous copy takes. Scales by channel
-    stay a tile ahead; LATE then makes all their operands before the first product.
+    addresses then are one base and constants. Scales are loaded a tile ahead into registers; those
+    by token with LATE beside their codes, through shared memory in the compiler's pipeline. That
+    needs two neighbouring fp16 scales to a lane, the least that an asynchronous copy takes. Scales
+    by channel stay a tile ahead; LATE then makes all their operands before the first product.
     """
     split = tl.program_id(0) // ROW_TILES
     row_tile = tl.program_id(0) % ROW_TILES
