@@ -13,6 +13,10 @@ from dataclasses import dataclass
 import torch
 
 
+HALF_STEP = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}
+"""Half a step of an output format, relative to a number's power of two: 8 and 11 significant bits."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     """The oracle's result and the error allowed against it.
@@ -68,14 +72,14 @@ def tolerance(
     low_precision_fn: Callable[[], torch.Tensor],
     *,
     factor: float = 2.0,
-    resolution: float = 2.0**-9,
+    resolution: float = HALF_STEP[torch.bfloat16],
 ) -> Budget:
     """The budget of an operation: `factor` times what its low-precision eager version errs.
 
     `reference_fn` returns the oracle, `low_precision_fn` the same operation in the precision that
     a kernel works in. The allowed error is never below half a step of the output format at the
-    oracle's scale (`resolution` is that half step, 2**-9 for bfloat16), since a result may differ
-    by that in rounding alone when the low-precision version happens to be exact.
+    oracle's scale (`resolution`, see `HALF_STEP`), since a result may differ by that in rounding
+    alone when the low-precision version happens to be exact.
     """
     oracle = reference_fn()
     largest, mean = errors(oracle, low_precision_fn())
