@@ -12,9 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-
 HALF_STEP = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}
-"""Half a step of an output format, relative to a number's power of two: 8 and 11 significant bits."""
+"""Half a step of an output format of 8 or 11 significant bits, relative to a power of two."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -202,6 +202,9 @@ def test_bad_input_is_refused() -> None:
         append(cache, x.float(), x.float())
     with pytest.raises(KernelInputError, match="new_lengths"):
         append(cache, x, x, new_lengths=torch.tensor([21], dtype=torch.int32))
+    pair, both = empty(caches.int8_per_token(), None, batch=2), x.expand(2, -1, -1, -1)
+    with pytest.raises(KernelInputError, match="new_lengths must be contiguous"):
+        append(pair, both, both, new_lengths=torch.tensor([3], dtype=torch.int32).expand(2))
     cache.lengths.fill_(250)
     with pytest.raises(KernelInputError, match="capacity"):
         append(cache, x, x)

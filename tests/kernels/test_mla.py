@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -108,16 +110,28 @@ def test_every_way_of_the_kernel_with_many_splits(tile: Tile) -> None:
     torch.testing.assert_close(lse.double(), expected_lse, atol=1e-4, rtol=1e-5)
 
 
+def test_fp8_codes_read_as_words_give_the_same_result() -> None:
+    inputs = mla_inputs(batch=2, q_heads=16, context_tokens=70, lengths=[70, 33], fp8=True)
+    arguments = {"lengths": inputs.lengths, "page_table": None, "scale": DEFAULT_SCALE}
+    tile = Tile(rows=16, tokens=32, num_warps=4, num_stages=2)
+    bytes_out, words_out = (
+        mla_decode_with(replace(tile, words=words), inputs.q, inputs.cache, **arguments)[0]
+        for words in (False, True)
+    )
+    assert torch.equal(bytes_out, words_out)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("page_tokens", [None, 64])
-@pytest.mark.parametrize("q_heads", [16, 32, 128])
-def test_every_tile_worth_timing_on_a_gpu(q_heads: int, page_tokens: int | None) -> None:
+@pytest.mark.parametrize(("q_heads", "fp8"), [(16, False), (32, False), (16, True), (32, True)])
+def test_every_tile_worth_timing_on_a_gpu(q_heads: int, fp8: bool, page_tokens: int | None) -> None:
     inputs = mla_inputs(
         batch=3,
         q_heads=q_heads,
         context_tokens=4160,
         page_tokens=page_tokens,
         lengths=[4160, 1, 777],
+        fp8=fp8,
         device="cuda",
     )
     arguments = {
@@ -130,7 +144,7 @@ def test_every_tile_worth_timing_on_a_gpu(q_heads: int, page_tokens: int | None)
         lambda: mla_reference(inputs.q, inputs.cache, **arguments, low_precision=True)[0],
     )
     capability = torch.cuda.get_device_capability()
-    for tile in others(capability, q_heads, fp8=False, paged=page_tokens is not None):
+    for tile in others(capability, q_heads, fp8=fp8, paged=page_tokens is not None):
         out, _ = mla_decode_with(tile, inputs.q, inputs.cache, **arguments)
         assert budget.accepts(out), f"{tile}: {budget.explain(out)}"
 
@@ -303,6 +317,7 @@ def job(arch: tuple[int, int], rows: int, page: int, fp8: bool, tile: Tile | Non
             "BOXES": boxes,
             "COLUMNS": tile.columns,
             "PDL": tile.hidden_merge,
+            "WORDS": tile.words,
             **({} if boxes else {"latent_boxes": None, "rope_boxes": None}),
         },
         aligned=(*pointers, *strides),

@@ -10,7 +10,7 @@ from lcprof_kernels.caches import CompressedCache, Format, Quantised
 from lcprof_kernels.checks import interpreting, require
 
 from .triton import append_groups, append_tokens
-from .triton_pairs import append_group_pairs, append_token_pairs
+from .triton_pairs import advance, append_group_pairs, append_token_pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,12 @@ def append_triton(
     )
     if chosen.pairs:
         _append_pairs(cache, k, v, new_lengths, chosen)
-    elif cache.format.group_tokens is None:
+        block = 128
+        advance[(-(-cache.batch // block),)](
+            cache.lengths, new_lengths, cache.batch, cache.capacity_tokens, BLOCK=block, num_warps=4
+        )
+        return
+    if cache.format.group_tokens is None:
         _append_tokens(cache, k, v, new_lengths, chosen)
     else:
         _append_groups(cache, k, v, new_lengths, chosen)

@@ -389,3 +389,12 @@ def append_group_pairs(
                 source, residual, length, total, v_in_stride_t, r_stride_n,
                 GROUP_TOKENS, HEAD_DIM, KIND,
             )  # fmt: skip
+
+
+@triton.jit
+def advance(lengths, new_lengths, batch, capacity_tokens, BLOCK: tl.constexpr):
+    """Add the new lengths, in one launch."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    real = at < batch
+    total = tl.load(lengths + at, mask=real) + tl.load(new_lengths + at, mask=real)
+    tl.store(lengths + at, tl.minimum(total, capacity_tokens), mask=real)

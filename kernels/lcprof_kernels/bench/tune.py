@@ -66,6 +66,7 @@ MISSED = (
     "quantised_decode int4-token-64 B8 32/8 D64 q1 kv131072 int4",
     "quantised_decode int4-kivi-64 B8 32/8 D64 q1 kv131072 int4",
     "mla B8 16/1 D576 q1 kv131072 fp8-656",
+    "mla B8 32/1 D576 q1 kv131072 fp8-656",
     "attention backward B1 16/4 D256 q16384 kv16384 bfloat16",
 )
 """Titles of the rows of `reports/kernels-h200/` that miss a bar or that its notes call slow; those

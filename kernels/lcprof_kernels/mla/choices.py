@@ -14,7 +14,7 @@ def others(capability: tuple[int, int], rows: int, *, fp8: bool, paged: bool) ->
 
     With descriptors a tile of 32 rows in columns takes 549 instructions where copies by lanes take
     624, and its next copy waits for no address. A hidden merge overlaps a launch with the end of
-    the splits.
+    the splits. fp8 codes read as words are copied ahead, which single bytes are not for few rows.
     """
     present = tile_for(capability, rows, fp8=fp8, paged=paged)
     if capability < (9, 0):
@@ -36,13 +36,14 @@ def others(capability: tuple[int, int], rows: int, *, fp8: bool, paged: bool) ->
             tried += [replace(columns, boxes=False), replace(columns, num_warps=4)]
         if rows > 16:
             tried += [replace(boxed, rows=64), replace(boxed, rows=64, hidden_merge=False)]
-    elif rows <= 16:
-        narrow = Tile(rows=16, tokens=32, num_warps=8, num_stages=2, hidden_merge=True)
-        tried += [narrow, replace(narrow, tokens=16, num_warps=4, num_stages=3, blocks_per_sm=2)]
     else:
-        tried.append(
-            Tile(rows=64, tokens=32, num_warps=8, num_stages=2, apart=True, hidden_merge=True)
-        )
+        square = Tile(rows=64, tokens=64, num_warps=8, num_stages=2, apart=True, hidden_merge=True)
+        narrow = Tile(rows=16, tokens=32, num_warps=4, num_stages=3, words=True, blocks_per_sm=2)
+        if rows <= 16:
+            tried += [square, narrow, replace(narrow, num_stages=2), replace(narrow, num_stages=4)]
+        elif rows <= 32:
+            tried.append(replace(narrow, rows=32, num_warps=8, blocks_per_sm=1))
+        tried.append(replace(square, tokens=32))
     kept = dict.fromkeys(tried)
     kept.pop(present, None)
     return tuple(kept)

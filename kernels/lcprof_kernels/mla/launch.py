@@ -24,8 +24,8 @@ CALM_TILES = 8
 class Tile:
     """One block's shape; `blocks_per_sm` is how many a multiprocessor holds.
 
-    `apart`, `boxes` and `columns` are ways of the kernel, which says what they do. `hidden_merge`
-    launches the merge of the splits while their kernel still runs (sm_90).
+    `apart`, `boxes`, `columns` and `words` are ways of the kernel, which says what they do.
+    `hidden_merge` launches the merge of the splits while their kernel still runs (sm_90).
     """
 
     rows: int
@@ -35,6 +35,7 @@ class Tile:
     apart: bool = False
     boxes: bool = False
     columns: bool = False
+    words: bool = False
     hidden_merge: bool = False
     blocks_per_sm: int = 1
 
@@ -173,6 +174,7 @@ def launch(
         APART=tile.apart,
         COLUMNS=tile.columns,
         PDL=hidden,
+        WORDS=tile.words,
         num_warps=tile.num_warps,
     )
     return (outs[0], lses[0]) if splits == 1 else launch_merge(outs, lses, q.dtype, hidden=hidden)
