@@ -28,7 +28,7 @@ from typing import Any, TextIO
 
 import torch
 
-from .__main__ import commit_here, describe, first_line
+from .__main__ import columns_of, commit_here, describe, first_line
 from .case import CASES, Case, Choices, cases_of
 from .nvml import Nvml
 from .timing import Flush, Timing, interleaved
@@ -131,7 +131,8 @@ def try_choices(
                 timed = timer({"choice": present_run} if is_present else runs)
                 own, other = timed["choice"], timed.get("present", timed["choice"])
                 ratio = own.median_s / other.median_s
-                row |= {**columns_of(own), "present_s": other.median_s, "ratio": ratio}
+                row |= {"status": "ok", **columns_of(own)}
+                row |= {"present_s": other.median_s, "ratio": ratio}
         except Exception as reason:  # what cannot be compiled or launched is a row with a reason
             row["status"] = first_line(reason)
         tried = Tried(
@@ -142,12 +143,6 @@ def try_choices(
             ratio=ratio,
         )
         yield tried, row
-
-
-def columns_of(timing: Timing) -> dict[str, object]:
-    """The columns that say what was measured."""
-    named = ("median_s", "p20_s", "p80_s", "rounds", "launch", "sm_mhz", "power_w")
-    return {"status": "ok", **{name: getattr(timing, name) for name in named}}
 
 
 def verdicts(tried: Sequence[Tried]) -> list[str]:
