@@ -294,7 +294,7 @@ def job(
     head_dim: int = 128,
     tuning: Tuning | None = None,
 ) -> Job:
-    tuning = tuning or choose_tuning(layout, head_dim, rows, paged=page > 0)
+    tuning = tuning or choose_tuning(layout, head_dim, rows, paged=page > 0, hopper=arch >= 90)
     groups = layout.channel_groups(head_dim)
     scale = "*fp32" if layout.keys == "tensor" else "*fp16"
     strides = [

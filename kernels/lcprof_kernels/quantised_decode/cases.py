@@ -20,6 +20,7 @@ from lcprof_kernels.caches import (
     int4_per_token,
     int8_per_token,
 )
+from lcprof_kernels.device import capability_of
 
 from . import choices as launch_choices
 from .api import quantised_decode
@@ -144,11 +145,14 @@ def decode_case(
 
     rows = query_rows(q_heads, kv_heads, query_tokens)
 
-    def choices(_: torch.device) -> Choices:
+    def choices(device: torch.device) -> Choices:
+        hopper, paged = capability_of(device) >= (9, 0), page_tokens is not None
         return Choices(
             place=launch_choices.place(layout, head_dim, rows, page_tokens=page_tokens),
-            present=choose_tuning(layout, head_dim, rows, paged=page_tokens is not None),
-            others=launch_choices.others(layout, head_dim, rows, page_tokens=page_tokens),
+            present=choose_tuning(layout, head_dim, rows, paged=paged, hopper=hopper),
+            others=launch_choices.others(
+                layout, head_dim, rows, page_tokens=page_tokens, hopper=hopper
+            ),
             run=_with,
         )
 

@@ -10,13 +10,13 @@ from .launch import Tuning, choose_tuning
 
 
 def others(
-    layout: Format, head_dim: int, rows: int, *, page_tokens: int | None
+    layout: Format, head_dim: int, rows: int, *, page_tokens: int | None, hopper: bool
 ) -> tuple[Tuning, ...]:
     """Records that differ from the present one, likeliest first.
 
     `rows` is query rows that read the same keys. A block is never larger than a page or a group.
     """
-    present = choose_tuning(layout, head_dim, rows, paged=page_tokens is not None)
+    present = choose_tuning(layout, head_dim, rows, paged=page_tokens is not None, hopper=hopper)
     if head_dim > 128:
         tried = wide_heads(present)
     elif layout.code == "int4":
@@ -69,7 +69,6 @@ def eight_bits(head_dim: int, rows: int, *, tensor: bool) -> list[Tuning]:
     else:
         tried += [
             replace(base, stages=2, blocks_per_sm=6),
-            replace(base, stages=2, blocks_per_sm=8, registers=128),
             replace(base, block_n=32, stages=4, blocks_per_sm=8),
         ]
     return tried
@@ -95,13 +94,13 @@ def int4(layout: Format, head_dim: int, rows: int) -> list[Tuning]:
         replace(early, stages=2),
     ]
     if layout.channel_groups(head_dim) == 1 and layout.group_tokens is None:
-        capped = replace(early, blocks_per_sm=12, registers=168)
+        plain = replace(early, dense_rows=False)
         tried = [
             late,
             replace(late, blocks_per_sm=16),
             replace(late, stages=2),
-            capped,
-            replace(capped, stages=2),
+            replace(plain, stages=2, blocks_per_sm=24),
+            replace(plain, stages=3, blocks_per_sm=12),
         ]
     if head_dim == 64:
         tried = [
@@ -116,8 +115,8 @@ def int4(layout: Format, head_dim: int, rows: int) -> list[Tuning]:
         tried.append(replace(early, block_n=32, blocks_per_sm=12, registers=168))
     if rows > 8:
         wide = replace(early, rows=16, warps=2, blocks_per_sm=4)
+        tried += [wide] if layout.group_tokens is None else []  # a KIVI block of three would spill
         tried += [
-            wide,
             replace(wide, stages=2),
             replace(wide, block_n=32),
             replace(wide, block_n=32, blocks_per_sm=8),

@@ -9,6 +9,7 @@ import torch
 
 from lcprof_kernels.caches import CompressedCache, Format, Quantised
 from lcprof_kernels.checks import interpreting, require
+from lcprof_kernels.device import capability_of
 
 from .triton import merge_splits, quantised_decode_split
 
@@ -35,8 +36,8 @@ class Tuning:
 
 
 TUNINGS: dict[tuple[str, int, int, bool], Tuning] = {}
-"""What a run of `bench.tune` found faster than the rule of `choose_tuning`: by name of the format,
-head_dim, query rows (from 8 on, a power of two) and whether the cache is paged."""
+"""What a run of `bench.tune` found faster on sm_90 than the rule of `choose_tuning`: by name of the
+format, head_dim, query rows (from 8 on, a power of two) and whether the cache is paged."""
 
 
 def most_rows(layout: Format, head_dim: int) -> int:
@@ -44,13 +45,13 @@ def most_rows(layout: Format, head_dim: int) -> int:
     return 32 if layout.code != "int4" and head_dim <= 128 else 16
 
 
-def choose_tuning(layout: Format, head_dim: int, rows: int, *, paged: bool) -> Tuning:
+def choose_tuning(layout: Format, head_dim: int, rows: int, *, paged: bool, hopper: bool) -> Tuning:
     """The block that was fastest on an H200 for this kind of code, at 8 rows and head_dim 128.
 
     Wider rows and heads take the widest block that does not spill.
     """
     measured = TUNINGS.get((layout.name, head_dim, rows, paged))
-    if measured is not None:
+    if hopper and measured is not None:
         return measured
     rows = min(rows, most_rows(layout, head_dim))
     if rows > 8 or head_dim > 128:
@@ -109,11 +110,14 @@ def quantised_decode_triton(
     batch, query_tokens, q_heads, head_dim = q.shape
     kv_heads = cache.kv_heads
     group = q_heads // kv_heads
+    capability = capability_of(q.device)
+    native, hopper = capability >= (8, 9), capability >= (9, 0)
     chosen = tuning or choose_tuning(
         layout,
         head_dim,
         query_rows(q_heads, kv_heads, query_tokens),
         paged=cache.page_tokens is not None,
+        hopper=hopper,
     )
     for name, tokens in (("page", cache.page_tokens), ("group", layout.group_tokens)):
         require(
@@ -137,8 +141,6 @@ def quantised_decode_triton(
     residual = q if cache.residual_keys is None else cache.residual_keys
     residual_v = q if cache.residual_values is None else cache.residual_values
     keys, values = cache.keys, cache.values
-    native = q.is_cuda and torch.cuda.get_device_capability(q.device) >= (8, 9)
-    hopper = q.is_cuda and torch.cuda.get_device_capability(q.device) >= (9, 0)
     groups = layout.channel_groups(head_dim)
     launch_options = {"launch_pdl": True} if hopper else {}
     capped = {"maxnreg": chosen.registers} if chosen.registers else {}
