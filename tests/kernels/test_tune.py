@@ -124,6 +124,21 @@ def test_a_choice_that_cannot_run_is_a_row_with_a_reason() -> None:
     assert rows[1]["status"] == "RuntimeError: does not fit"
 
 
+def test_nothing_is_tried_after_an_error_that_ends_the_context() -> None:
+    case = case_of({64: 4.0, 32: 2.0})
+
+    def broken(_: object, record: Record) -> float:
+        if record.block == 32:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return 4.0
+
+    assert case.choices is not None
+    choices = replace(case.choices(CPU), run=broken)
+    tried, _, shown = walked([replace(case, choices=lambda _: choices), case_of({64: 1.0})])
+    assert [entry.ratio for entry in tried] == [1.0, None]
+    assert "can run nothing more" in shown
+
+
 def ticking(step: float) -> Callable[[], float]:
     ticks: Iterator[int] = count()
     return lambda: next(ticks) * step

@@ -204,6 +204,9 @@ def walk(
                 measured = f"{tried.ratio:.3f}  {rate:6.3f} TB/s"
             mark = "present" if tried.present else ""
             print(f"  {measured}  {mark:<7} {tried.choice}", file=out, flush=True)
+            if "CUDA error" in str(row["status"]):
+                print("this process can run nothing more on the GPU", file=out)
+                return found
         del inputs
         gc.collect()
         if device.type == "cuda":
