@@ -49,9 +49,9 @@ class Row(Struct, frozen=True, kw_only=True):
             sized |= dict.fromkeys(FLOORS)
         return {
             **case_columns(self.case),
+            "no_times": self.no_times,
             **sized,
             **time_columns(self.times),
-            "no_times": self.no_times,
             "max_context_tokens": self.max_context_tokens,
             "max_concurrency": self.max_concurrency,
             "max_position_tokens": self.case.model.positions,
