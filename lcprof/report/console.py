@@ -105,8 +105,14 @@ def _times_note(rows: Sequence[Row]) -> str:
     """What the times of a table mean."""
     stacks = dict.fromkeys(STACK_NAMES[row.case.deployment.stack] for row in rows)
     note = f"Times are expected on {' or '.join(stacks)}'s kernels, one request's TTFT."
-    if any(row.has_times and row.columns()["tpot_s"] is None for row in rows):
-        note += " >: floor, no measured kernel is like it."
+    bare = [
+        row
+        for row in rows
+        if row.has_times and None in (row.columns()["ttft_s"], row.columns()["tpot_s"])
+    ]
+    reasons = dict.fromkeys(row.no_times or "too far beyond what was measured" for row in bare)
+    if reasons:
+        note += f" >: the floor alone ({'; '.join(reasons)})."
     return note
 
 

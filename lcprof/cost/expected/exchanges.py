@@ -29,7 +29,7 @@ from lcprof.cost.timing.collective import (
     own_kernel,
 )
 from lcprof.cost.timing.exchange import EXCHANGE, ExchangeCall, expert_sms
-from lcprof.domain.deployment import NODE_GPUS, Deployment
+from lcprof.domain.deployment import NETWORK_BYTES_PER_S, NODE_GPUS, Deployment
 from lcprof.domain.model import FeedForward, LayerGroup, ModelShape
 from lcprof.num import Num
 
@@ -133,14 +133,15 @@ def layer_exchanges(
 def expert_exchanges(
     model: ModelShape, ffn: FeedForward, deployment: Deployment, tokens: Num
 ) -> list[Task]:
-    """Handing the tokens of each GPU to their experts' GPUs and back. Raises UnmeasuredError beyond
-    what DeepEP was measured on: one node whose GPUs NVLink joins."""
-    if deployment.tp * deployment.dp > NODE_GPUS:
-        raise UnmeasuredError("expert parallelism between nodes was not measured")
+    """Handing the tokens of each GPU to their experts' GPUs and back. DeepEP was measured on one
+    node: between nodes, a token goes once to each node that holds one of its experts, at the
+    network's rate. Raises UnmeasuredError for GPUs that NVLink does not join."""
     if is_paired(deployment.gpu):
         raise UnmeasuredError("expert parallelism was measured over NVLink alone")
     hidden, top_k, ep = float(model.hidden), ffn.experts_per_token, deployment.ep
     sm_count = deployment.gpu.sm_count or 132
+    nodes = int(nodes_of(deployment.tp * deployment.dp))
+    far = reached_ranks(top_k, ffn.experts, nodes) * (nodes - 1) / nodes
     tasks: list[Task] = []
     few: Any = num.choose(tokens <= LOW_LATENCY_TOKENS, 1.0, 0.0)
     for part, element_bytes in (("dispatch", 1.0), ("combine", 2.0)):
@@ -155,12 +156,14 @@ def expert_exchanges(
                 sms=expert_sms(ffn.experts, sm_count) if low_latency else EXCHANGE_SMS,
                 element_bytes=element_bytes,
                 polled=float(ffn.experts) if low_latency else 0.0,
+                far_copies=far,
+                network_bytes_per_s=NETWORK_BYTES_PER_S,
             )
             tasks.append(
                 Task(
                     operation=COLLECTIVES,
                     family=EXCHANGE,
-                    variants=expert_exchange(part, low_latency=low_latency),
+                    variants=expert_exchange(part, low_latency=low_latency, nodes=nodes),
                     call=call,
                     count=count,
                 )

@@ -302,6 +302,7 @@ def hand_over(gpu: Gpu, *, across: bool) -> tuple[Variant, ...]:
     return ON_BUS if not gpu.link_bytes_per_s else (("vidur", "send_recv in a node"),)
 
 
-def expert_exchange(part: str, *, low_latency: bool) -> tuple[Variant, ...]:
-    """DeepEP's "dispatch" or "combine", the same library in every stack."""
-    return (("sglang", f"{part} low latency" if low_latency else part),)
+def expert_exchange(part: str, *, low_latency: bool, nodes: int) -> tuple[Variant, ...]:
+    """DeepEP's "dispatch" or "combine", the same library in every stack, measured in one node."""
+    measured = ("sglang", f"{part} low latency" if low_latency else part)
+    return (measured,) if nodes == 1 else (("sglang", f"{part} between nodes"), measured)

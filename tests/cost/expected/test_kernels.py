@@ -73,6 +73,8 @@ def test_exchanges(tp: int) -> None:
             check("collective", kernels.nccl(gpu, tp))
             check("collective", kernels.hand_over(gpu, across=False))
     for part, low_latency in itertools.product(("dispatch", "combine"), (True, False)):
-        check("exchange", kernels.expert_exchange(part, low_latency=low_latency))
+        for nodes in (1, 4):
+            found = kernels.expert_exchange(part, low_latency=low_latency, nodes=nodes)
+            check("exchange", found)
     for name in ("input_layernorm", "attn_rope", "mlp_act", "emb", "add"):
         check("elementwise", kernels.mover("vllm", name))

@@ -232,10 +232,17 @@ def test_wider_expert_parallelism_is_not_slower_for_as_many_sequences_a_gpu() ->
     assert experts == sorted(experts, reverse=True)
 
 
-def test_experts_between_nodes_were_not_measured() -> None:
-    model = load_model("qwen3-30b-a3b", where="test")
-    with pytest.raises(UnmeasuredError, match="between nodes"):
-        decode(model, 4096.0, 64.0, gpus=16, tp=1, dp=16, ep=16)
+def test_experts_between_nodes_are_reached_at_the_networks_pace_and_said_to_be() -> None:
+    model = load_model("deepseek-v3", where="test")
+    near, far = (
+        prefill(model, 8192.0, gpus=n, tp=1, dp=n, ep=n, gpu=load_gpu("h200-sxm", where="test"))
+        for n in (8, 16)
+    )
+    # 58 layers, 8,192 tokens, 1 byte there and 2 back of 7,168 each, to most of one other node, at
+    # 50 GB/s: at least 58 x 8,192 x 7,168 x 3 x 0.49 / 50e9 = 0.1 s.
+    assert part(far, "collectives") > 0.1
+    assert part(far, "collectives") > part(near, "collectives")
+    assert far.away_share > near.away_share
 
 
 def test_sharding_latents_over_ranks_projects_each_head_once() -> None:
