@@ -54,6 +54,8 @@ AXES: dict[str, tuple[str, str]] = {
 FILE_AXES = ("model", "gpu")
 PROMPT_KEYS = ("video", "audio", "code", "text")
 
+TIMED = ("ttft_s", "tpot_s", "request_s", "ttft_floor_s", "tpot_floor_s")
+
 PLAN_EPILOG = """\b
 Examples:
   lcprof plan scenarios/smoke.yaml
@@ -376,6 +378,12 @@ def _print_explanations(rows: Sequence[Row], column: str) -> None:
 
     found = [explain(row) for row in rows]
     known = [each.column for each in found[0]]
+    if column in TIMED and column not in known:
+        row = rows[0]
+        reason = row.no_times or "not vouched for, too far beyond what was measured"
+        if not row.has_times:
+            reason = "it does not fit; --hypothetical gives times all the same"
+        raise InputError.one("--explain", given=column, expected=f"a time that there is: {reason}")
     if column and column not in known:
         expected = f"a column with a formula; {nearest(column, known) or ', '.join(known)}"
         raise InputError.one("--explain", given=column, expected=expected)

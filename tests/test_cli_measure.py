@@ -104,7 +104,7 @@ def test_a_torn_record_is_told_and_goes_on(tiny: str, tmp_path: Path, capsys: Ou
         (["--only", "gem"], "--only: given 'gem'; expected an operation; did you mean gemm?"),
         (["--budget", "soon"], "--budget: given 'soon'; expected a duration"),
         (["--sustained", "-1"], "--sustained: given '-1'; expected a duration"),
-        (["--kv", "nonsense"], "--kv: kv: given 'nonsense'"),
+        (["--kv", "nonsense"], "--kv: given 'nonsense'"),
         (["-o", "/dev/null/run"], "-o: given '/dev/null/run/record.jsonl'; expected a record that"),
         (["-o", "{tiny}"], "expected a folder without a record"),
         (["--resume", "-o", "nowhere"], "--resume: given 'nowhere/record.jsonl'; expected"),

@@ -131,16 +131,18 @@ def attention_operations(
         ),
     ]
     if any(kv.extra_work(stream) != ExtraWork() for stream in sources):
-        operations.append(
-            Operation(
-                name="select and dequantise",
-                compute="vector",
-                flops=step.sequences * (select + convert),
-                rank_flops=mine * (select + convert) * head_share,
-                rank_read_bytes=zero,
-                rank_write_bytes=zero,
+        # Scores are products, which matrix units can take; conversions run on the vector ones.
+        for name, compute, work in (("select", "bf16", select), ("dequantise", "vector", convert)):
+            operations.append(
+                Operation(
+                    name=name,
+                    compute=compute,
+                    flops=step.sequences * work,
+                    rank_flops=mine * work * head_share,
+                    rank_read_bytes=zero,
+                    rank_write_bytes=zero,
+                )
             )
-        )
     return operations
 
 

@@ -21,7 +21,7 @@ from lcprof.measure.row import Predicted
 
 SUMMED = {"append": ("kv write",)}
 """The plan's operations that make up a point's; attention with what it selects for the others."""
-ATTENTION = ("attention", "select and dequantise")
+ATTENTION = ("attention", "select", "dequantise")
 
 
 class Prediction(Struct, frozen=True, kw_only=True):

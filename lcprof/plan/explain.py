@@ -13,9 +13,9 @@ from lcprof.cost.expected.whole import Clock
 from lcprof.cost.memory import COLLECTIVE_BYTES, RUNTIME_BYTES, final_tokens, stage_contents
 from lcprof.cost.operation import Operation
 from lcprof.cost.prefill import Span
-from lcprof.cost.sharding import kv_share
+from lcprof.cost.sharding import kv_share, stages
 from lcprof.cost.total import Work, decode_work, prefill_work
-from lcprof.cost.weights import embedding_rank_bytes, group_rank_bytes
+from lcprof.cost.weights import group_rank_bytes
 from lcprof.domain.kv.stream import Stream, state_bytes, streams
 from lcprof.domain.model import ModelShape
 from lcprof.plan.estimate import ENDLESS, count, growth, remade
@@ -128,7 +128,9 @@ def _memory(row: Row, model: ModelShape) -> list[Explanation]:
     kv = row.case.kv
     sequences = -(-workload.concurrency // deployment.dp)
     tokens = final_tokens(workload)
-    content = max(stage_contents(model, deployment), key=lambda c: c.weights_bytes)
+    contents = stage_contents(model, deployment)
+    content = max(contents, key=lambda c: c.weights_bytes)
+    fullest = stages(model, deployment.pp)[contents.index(content)]
     cached = [
         Term(
             text=f"{sequences:,.0f} sequences x {count} layers x "
@@ -137,16 +139,16 @@ def _memory(row: Row, model: ModelShape) -> list[Explanation]:
         )
         for stream, count in content.streams
     ]
+    layers = " of the fullest stage" if deployment.pp > 1 else ""
     weights = [
         Term(
-            text=f"{count} {group.name} layers",
+            text=f"{count} {group.name} layers{layers}",
             value=count * group_rank_bytes(group, deployment),
         )
-        for group, count in zip(model.groups, model.group_counts(), strict=True)
+        for group, count in fullest.counts
     ]
-    tables = 1 if model.tied_embeddings else 2
-    table = tables * embedding_rank_bytes(model, deployment)
-    weights.append(Term(text=f"{tables} vocabulary table(s) of the model / tp", value=table))
+    rest = estimate.weights_bytes_per_gpu - sum(term.value or 0.0 for term in weights)
+    weights.append(Term(text="vocabulary tables and last norm", value=rest))
     chunk = min(workload.context_tokens - workload.prefix_tokens, workload.chunk_tokens)
     runtime = [Term(text="CUDA context and libraries", value=RUNTIME_BYTES)]
     if deployment.gpus > 1:
@@ -355,48 +357,73 @@ def _expected(row: Row) -> list[Explanation]:
                     "what is most like it (lcprof accuracy)",
                 )
             )
-    return [*found, *_derived(columns)]
+    return [*found, *_derived(columns, made.busy.expected.seconds)]
 
 
 DERIVED = (
-    ("request_s", "s", "ttft_s + (output - 1) x the mean of the first and the last step"),
-    ("output_tokens_per_s", "tokens/s", "sequences / tpot_s"),
-    ("output_tokens_per_s_per_gpu", "tokens/s", "output_tokens_per_s / gpus"),
-    ("prefill_j", "J", "watts of a GPU x seconds of the prefill x its GPUs"),
-    ("output_token_j", "J", "watts of a GPU x tpot_s x gpus / sequences"),
-    ("request_usd", "USD", "price x gpus x (a prefill + an answer's share of the batch)"),
-    ("usd_per_million_input_tokens", "USD", "price x gpus x seconds of a prefill / its tokens"),
-    ("usd_per_million_output_tokens", "USD", "price x gpus x tpot_s / sequences"),
+    ("request_s", "s", "ttft_s + (output - 1) x the mean of the first and the last step", ""),
+    ("output_tokens_per_s", "tokens/s", "sequences / tpot_s", "concurrency tpot_s"),
+    (
+        "output_tokens_per_s_per_gpu",
+        "tokens/s",
+        "output_tokens_per_s / gpus",
+        "output_tokens_per_s gpus",
+    ),
+    ("prefill_j", "J", "watts x seconds x gpus / dp, all dp groups reading", "prefill"),
+    (
+        "output_token_j",
+        "J",
+        "watts x tpot_s x gpus / sequences",
+        "decode_w_per_gpu tpot_s gpus concurrency",
+    ),
+    ("request_usd", "USD", "price x gpus x (a prefill / dp + an answer / sequences)", "prefill"),
+    (
+        "usd_per_million_input_tokens",
+        "USD",
+        "price x gpus x seconds / (dp x tokens), all dp groups reading",
+        "prefill",
+    ),
+    (
+        "usd_per_million_output_tokens",
+        "USD",
+        "price x gpus x tpot_s / sequences",
+        "price_usd_per_gpu_hour gpus tpot_s concurrency",
+    ),
 )
-"""Columns that follow from the expected times: unit and formula."""
+"""Columns that follow from the expected times: unit, formula, and the columns that enter."""
+OF_PREFILL = "prefill_w_per_gpu gpus dp price_usd_per_gpu_hour"
 
 
-def _derived(columns: Mapping[str, Any]) -> list[Explanation]:
-    terms = [
-        Term(text=f"{name} {columns[name]:,.6g}")
-        for name in (
-            *("ttft_s", "tpot_s", "gpus", "concurrency", "price_usd_per_gpu_hour"),
-            *("prefill_w_per_gpu", "decode_w_per_gpu"),
+def _derived(columns: Mapping[str, Any], busy_s: float) -> list[Explanation]:
+    found = []
+    for name, unit, formula, entering in DERIVED:
+        if columns[name] is None:
+            continue
+        prefill = entering == "prefill"
+        names = (OF_PREFILL if prefill else entering).split()
+        terms = [Term(text=f"{n} {columns[n]:,.6g}") for n in names if columns[n] is not None]
+        if prefill:
+            terms.append(Term(text=f"seconds of a prefill with all dp groups {busy_s:,.6g}"))
+        found.append(
+            Explanation(
+                column=name,
+                value=columns[name],
+                unit=unit,
+                formula=formula,
+                terms=tuple(terms),
+                source="the lines above; power: lcprof/catalog/power; price: scenario or catalog",
+            )
         )
-        if columns[name] is not None
-    ]
-    return [
-        Explanation(
-            column=name,
-            value=columns[name],
-            unit=unit,
-            formula=formula,
-            terms=tuple(terms),
-            source="the lines above; power: lcprof/catalog/power; price: scenario or catalog",
-        )
-        for name, unit, formula in DERIVED
-        if columns[name] is not None
-    ]
+    return found
 
 
 def _timed_term(part: Timed) -> Term:
     kernels = dict.fromkeys(f"{f.variant[0]} {f.variant[1]} on {f.measured_on}" for f in part.found)
     beyond = f", x{part.distance:.3g} beyond what was measured" if part.distance > 1 else ""
+    if not part.seconds:
+        return Term(
+            text=f"{part.operation} (hidden behind {part.hidden_behind or 'nothing'})", value=0.0
+        )
     low, high = part.below_s / part.seconds, part.above_s / part.seconds
     text = f"{part.operation} (-{low:.0%} +{high:.0%}{beyond}; {', '.join(kernels)})"
     return Term(text=text, value=part.seconds)

@@ -130,7 +130,9 @@ def _kinds(
         columns = case_columns(replace(case, deployment=deployment))
         tables: list[Struct] = [estimate]
         if clocks:
-            found, columns["no_times"] = times(counts, deployment, clocks[deployment.gpu], shown)
+            found, columns["no_times"] = times(
+                counts, deployment, clocks[deployment.gpu], estimate, shown
+            )
             tables.append(found)
         for table in tables:
             for name in table.__struct_fields__:

@@ -22,7 +22,7 @@ from lcprof.cost.total import Work, prefill_work
 from lcprof.domain.calibration import VOUCHED_RATIO
 from lcprof.domain.deployment import Deployment
 from lcprof.num import Num, choose, larger, smaller
-from lcprof.plan.estimate import Counts
+from lcprof.plan.estimate import Counts, Estimate
 from lcprof.plan.fits import power_for
 
 BASES = ("", "measured", "interpolated", "extrapolated", "transported", "not vouched for")
@@ -166,11 +166,11 @@ def _prefill(
 
 
 def times(
-    counts: Counts[Num], deployment: Deployment, clock: Clock, shown: Any
+    counts: Counts[Num], deployment: Deployment, clock: Clock, sized: Estimate[Num], shown: Any
 ) -> tuple[Times[Num], str]:
     """The times of a plan, and why there are none ("" where there are). They are given where
-    `shown` holds: a plan that does not fit has no times. Raises InputError for a damaged
-    calibration or power model."""
+    `shown` holds: a plan that does not fit has no times. No interval begins below the floor of the
+    plan as `sized`. Raises InputError for a damaged calibration or power model."""
     try:
         found = passes(counts, deployment, clock)
     except UnmeasuredError as reason:
@@ -198,14 +198,14 @@ def times(
 
     return Times(
         ttft_s=given(first.seconds, ttft),
-        ttft_low_s=given(first.low_s, ttft),
+        ttft_low_s=given(larger(first.low_s, smaller(sized.ttft_floor_s, first.seconds)), ttft),
         ttft_high_s=given(first.high_s, ttft),
         ttft_distance=given(first.distance, shown),
         ttft_basis_code=basis_code(first, shown),
         ttft_uncertain_code=uncertain_code(first, ttft),
         ttft_attention_share=given(_seconds(first.parts, "attention") / first.seconds, ttft),
         tpot_s=given(step.seconds, tpot),
-        tpot_low_s=given(step.low_s, tpot),
+        tpot_low_s=given(larger(step.low_s, smaller(sized.tpot_floor_s, step.seconds)), tpot),
         tpot_high_s=given(step.high_s, tpot),
         tpot_distance=given(step.distance, shown),
         tpot_basis_code=basis_code(step, shown),

@@ -104,7 +104,7 @@ def _several(
 def _times_note(rows: Sequence[Row]) -> str:
     """What the times of a table mean."""
     stacks = dict.fromkeys(STACK_NAMES[row.case.deployment.stack] for row in rows)
-    note = f"Times are expected on {' or '.join(stacks)}'s kernels, one request's TTFT."
+    note = f"TTFT (one request alone) and TPOT as {' or '.join(stacks)}'s kernels would run them."
     bare = [
         row
         for row in rows
@@ -112,7 +112,7 @@ def _times_note(rows: Sequence[Row]) -> str:
     ]
     reasons = dict.fromkeys(row.no_times or "too far beyond what was measured" for row in bare)
     if reasons:
-        note += f" >: the floor alone ({'; '.join(reasons)})."
+        note += f" >: a floor, where nothing is expected ({'; '.join(reasons)})."
     return note
 
 
@@ -360,7 +360,8 @@ def _times(row: Row) -> list[RenderableType]:
 
     add("TTFT, one request", "ttft", estimate.ttft_floor_s)
     add("TPOT", "tpot", estimate.tpot_floor_s)
-    add("whole request", "request", estimate.request_floor_s)
+    if row.case.workload.output_tokens > 1:
+        add("whole request", "request", estimate.request_floor_s)
     lines: list[RenderableType] = [grid]
     rate = found["output_tokens_per_s"]
     if rate is not None:
@@ -369,12 +370,14 @@ def _times(row: Row) -> list[RenderableType]:
         lines.append(Text(text))
     lines += [Text(INDENT + line) for line in (*_energy(found), *_money(row, found))]
     unsure = {"TTFT": found["ttft_uncertain"], "TPOT": found["tpot_uncertain"]}
-    least = " and ".join(dict.fromkeys(f"{op} in {name}" for name, op in unsure.items() if op))
+    if unsure["TTFT"] == unsure["TPOT"]:
+        unsure = {"both": unsure["TTFT"]}
+    least = " and ".join(f"{op} in {name}" for name, op in unsure.items() if op)
     notes = [f"Expected on {STACK_NAMES[row.case.deployment.stack]}'s kernels. {FLOOR_NOTE}"]
     if least:
         notes.append(f"Least certain: {least}.")
     if row.no_times:
-        notes = [f"Nothing is expected: {row.no_times}. {FLOOR_NOTE}"]
+        notes = [f"No expected times: {row.no_times}. {FLOOR_NOTE}"]
     if row.case.hypothetical and not estimate.fits:
         notes.append("Hypothetical: it does not fit.")
     return [*lines, *(Padding(Text(note, style="dim"), (0, 0, 0, 2)) for note in notes)]
@@ -400,6 +403,11 @@ def _rounded(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
+def _dollars(value: float) -> str:
+    """Cents, or three digits where they are less."""
+    return f"${value:,.2f}" if abs(value) >= 1 else f"${value:.3g}"
+
+
 def _money(row: Row, found: Mapping[str, Any]) -> list[str]:
     """US dollars, where a price is known, with its source."""
     output = found["usd_per_million_output_tokens"]
@@ -409,9 +417,9 @@ def _money(row: Row, found: Mapping[str, Any]) -> list[str]:
     gpu = deployment.gpu
     given = deployment.price_usd_per_gpu_hour is not None
     where = "as given" if given else f"{gpu.name}, {gpu.price_date}".rstrip(", ")
-    lines = [f"cost     ${_rounded(output)} per million output tokens"]
+    lines = [f"cost     {_dollars(output)} per million output tokens"]
     if found["usd_per_million_input_tokens"] is not None:
-        lines[0] += f", ${_rounded(found['usd_per_million_input_tokens'])} per million input"
+        lines[0] += f", {_dollars(found['usd_per_million_input_tokens'])} per million input"
     if found["request_usd"] is not None:
         request = f"${found['request_usd']:,.3g} a request, "
         lines.append(

@@ -42,6 +42,7 @@ CASES = {
     "fits": case(LLAMA_8B, on(H100), 131_072.0),
     "kv": case(LLAMA_8B, on(H200), 1_048_576.0),
     "weights": case(deepseek_v3(), on(H100), 8192.0),
+    "ring": case(LLAMA_8B, on(H200, tp=2, cp=4), 131_072.0),
     "hybrid": case(hybrid(), on(H100, pp=2), 262_144.0, concurrency=7.0, output=100.0),
     "offload": case(LLAMA_8B, on(H100), 524_288.0, kv="fp8+offload:fraction=50%"),
     "h2o": case(LLAMA_8B, on(H200), 524_288.0, kv="h2o:budget=20%", concurrency=2.0),

@@ -248,8 +248,8 @@ def _refuse_strategy(mixer: LatentAttention, deployment: Deployment, kv: KvStrat
     """Sparse modules were measured with the model's own selection on one rank's cache."""
     latents = next(stream for stream in streams(mixer) if stream.kind == "kv")
     own = Dense().read_tokens(latents, ENDLESS)
-    everything = kv.read_tokens(latents, ENDLESS) >= own and kv.sight() is None
-    if not everything or deployment.dcp * deployment.cp > 1:
+    chosen = kv.scan_bytes(latents, ENDLESS) or kv.sight() is not None
+    if chosen or kv.read_tokens(latents, ENDLESS) != own or deployment.dcp * deployment.cp > 1:
         raise UnmeasuredError("sparse latent attention was measured with its own selection alone")
 
 

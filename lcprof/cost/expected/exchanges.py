@@ -14,8 +14,8 @@ from lcprof.cost.expected.kernels import (
     expert_exchange,
     hand_over,
     is_on_bus,
-    is_paired,
     nccl,
+    node_gpus,
     own_all_reduce,
 )
 from lcprof.cost.expected.task import Task, UnmeasuredError
@@ -30,6 +30,7 @@ from lcprof.cost.timing.collective import (
 )
 from lcprof.cost.timing.exchange import EXCHANGE, ExchangeCall, expert_sms
 from lcprof.domain.deployment import NETWORK_BYTES_PER_S, NODE_GPUS, Deployment
+from lcprof.domain.gpu import Gpu
 from lcprof.domain.model import FeedForward, LayerGroup, ModelShape
 from lcprof.num import Num
 
@@ -40,16 +41,16 @@ LOW_LATENCY_TOKENS = 128.0
 """Tokens of a GPU up to which DeepEP's low-latency kernels are meant."""
 
 
-def nodes_of(gpus: int) -> float:
+def nodes_of(gpu: Gpu, count: int) -> float:
     """The nodes that so many GPUs fill."""
-    return float(-(-gpus // NODE_GPUS))
+    return float(-(-count // node_gpus(gpu)))
 
 
 def all_reduce(deployment: Deployment, buffer_bytes: Num, *, eager: bool, count: float) -> Task:
     """`count` all-reduces of a buffer over the tensor-parallel ranks."""
     hopper = deployment.gpu.architecture == "Hopper"
     own = own_kernel(deployment.stack, float(deployment.tp), hopper=hopper)
-    ranks, nodes = float(deployment.tp), nodes_of(deployment.tp)
+    ranks, nodes = float(deployment.tp), nodes_of(deployment.gpu, deployment.tp)
     bus = is_on_bus(deployment.gpu, deployment.tp)
     call = CollectiveCall(
         buffer_bytes=buffer_bytes,
@@ -59,7 +60,7 @@ def all_reduce(deployment: Deployment, buffer_bytes: Num, *, eager: bool, count:
         narrow_bytes=narrow_limit(ranks, nodes),
         on_bus=float(bus),
         in_switch=float(hopper and not bus and deployment.tp == SWITCHED_RANKS),
-        own_limit_bytes=own.limit_bytes if deployment.tp <= NODE_GPUS and not bus else 0.0,
+        own_limit_bytes=own.limit_bytes if nodes == 1.0 and not bus else 0.0,
         one_shot_bytes=own.one_shot_bytes,
         eager=eager,
     )
@@ -87,7 +88,7 @@ def library_task(
         buffer_bytes=buffer_bytes,
         ranks=float(ranks),
         passes=passes,
-        nodes=min(float(ranks), nodes_of(span)),
+        nodes=min(float(ranks), nodes_of(deployment.gpu, span)),
         on_bus=float(is_on_bus(deployment.gpu, span)),
     )
     return Task(
@@ -136,11 +137,11 @@ def expert_exchanges(
     """Handing the tokens of each GPU to their experts' GPUs and back. DeepEP was measured on one
     node: between nodes, a token goes once to each node that holds one of its experts, at the
     network's rate. Raises UnmeasuredError for GPUs that NVLink does not join."""
-    if is_paired(deployment.gpu):
+    if is_on_bus(deployment.gpu, min(deployment.tp * deployment.dp, NODE_GPUS)):
         raise UnmeasuredError("expert parallelism was measured over NVLink alone")
     hidden, top_k, ep = float(model.hidden), ffn.experts_per_token, deployment.ep
     sm_count = deployment.gpu.sm_count or 132
-    nodes = int(nodes_of(deployment.tp * deployment.dp))
+    nodes = int(nodes_of(deployment.gpu, deployment.tp * deployment.dp))
     far = reached_ranks(top_k, ffn.experts, nodes) * (nodes - 1) / nodes
     tasks: list[Task] = []
     few: Any = num.choose(tokens <= LOW_LATENCY_TOKENS, 1.0, 0.0)
@@ -177,7 +178,7 @@ def stage_exchanges(model: ModelShape, deployment: Deployment, tokens: Num) -> l
     full."""
     sent = tokens * (model.hidden * ACTIVATION_BYTES / deployment.tp)
     stage_gpus = deployment.tp * deployment.cp * deployment.dp
-    stages_a_node = max(NODE_GPUS // stage_gpus, 1)
+    stages_a_node = max(node_gpus(deployment.gpu) // stage_gpus, 1)
     across = -(-deployment.pp // stages_a_node) - 1
     tasks: list[Task] = []
     for crosses, count in ((False, deployment.pp - 1 - across), (True, across)):

@@ -264,15 +264,14 @@ def mover(stack: str, name: str) -> tuple[Variant, ...]:
 BETWEEN_NODES = (("vidur", "all_reduce between nodes"),)
 
 
-def is_paired(gpu: Gpu) -> bool:
-    """Whether NVLink joins the GPUs in pairs at most: beyond two they meet on the host's bus."""
-    cards = gpu.form_factor == "NVL" or gpu.form_factor.startswith("PCIe")
-    return cards or not gpu.link_bytes_per_s
+def node_gpus(gpu: Gpu) -> int:
+    """GPUs that are reached without a network: those that the link joins, or a host's eight."""
+    return max(NODE_GPUS, gpu.link_gpus)
 
 
 def is_on_bus(gpu: Gpu, ranks: int) -> bool:
     """Whether so many ranks of a node exchange over the host's bus."""
-    return is_paired(gpu) and (ranks > 2 or not gpu.link_bytes_per_s) and ranks <= NODE_GPUS
+    return gpu.link_gpus < ranks <= node_gpus(gpu)
 
 
 ON_BUS = (("vidur", "all_reduce over PCIe"),)
@@ -280,7 +279,7 @@ ON_BUS = (("vidur", "all_reduce over PCIe"),)
 
 def own_all_reduce(deployment: Deployment, *, eager: bool) -> tuple[Variant, ...]:
     """The all-reduce of tensor parallelism: in a node, over the host's bus, or across nodes."""
-    if deployment.tp > NODE_GPUS:
+    if deployment.tp > node_gpus(deployment.gpu):
         return BETWEEN_NODES
     if is_on_bus(deployment.gpu, deployment.tp):
         return ON_BUS
@@ -290,7 +289,7 @@ def own_all_reduce(deployment: Deployment, *, eager: bool) -> tuple[Variant, ...
 
 def nccl(gpu: Gpu, ranks: int) -> tuple[Variant, ...]:
     """A collective that the library runs."""
-    if ranks > NODE_GPUS:
+    if ranks > node_gpus(gpu):
         return BETWEEN_NODES
     return ON_BUS if is_on_bus(gpu, ranks) else (("nccl", "nccl"),)
 
@@ -299,7 +298,7 @@ def hand_over(gpu: Gpu, *, across: bool) -> tuple[Variant, ...]:
     """Sending activations to the next pipeline stage, in a node or across nodes."""
     if across:
         return (("vidur", "send_recv between nodes"),)
-    return ON_BUS if not gpu.link_bytes_per_s else (("vidur", "send_recv in a node"),)
+    return ON_BUS if gpu.link_gpus == 1 else (("vidur", "send_recv in a node"),)
 
 
 def expert_exchange(part: str, *, low_latency: bool, nodes: int) -> tuple[Variant, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from lcprof import num
 from lcprof.cost.timing import mla_decode, prefill_attention
 from lcprof.cost.timing.ceilings import Ceilings
 from lcprof.cost.timing.family import Family
@@ -156,10 +157,12 @@ def _projections(call: MlaModuleCall, ceilings: Ceilings, parameters: Mapping[st
 
 def features(call: MlaModuleCall) -> Mapping[str, Any]:
     """What the box of a fit is made of."""
+    windowed = num.choose(call.window_tokens > 0, call.window_tokens, call.context_tokens)
+    kept = num.smaller(call.context_tokens, call.query_tokens + windowed)
     return {
         "tokens": call.batch * call.query_tokens,
-        "context_tokens": call.context_tokens,
-        "cached_tokens": call.batch * call.context_tokens,
+        "context_tokens": kept,
+        "cached_tokens": call.batch * kept,
         "q_heads": call.q_heads,
     }
 

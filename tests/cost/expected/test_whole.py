@@ -260,3 +260,26 @@ def test_gpus_on_the_bus_exchange_at_its_pace() -> None:
     )
     # NVLink3 moves 300 GB/s one way, PCIe 4.0 32 GB/s.
     assert pcie > 5 * sxm
+
+
+def test_a_full_window_costs_the_same_wherever_the_chunk_lies() -> None:
+    spec = "window:tokens=4096,sinks=4"
+    near, far = (
+        prefill(LLAMA_8B, 2048.0, start=start, chunk=2048.0, kv=spec) for start in (8192.0, 1e6)
+    )
+    assert far.seconds == near.seconds
+    assert far.distance == near.distance
+
+
+@pytest.mark.parametrize("kv", ["quest:page=16,top=256", "topk:tokens=4096", "window:tokens=4096"])
+def test_a_sparse_module_was_measured_with_its_own_selection(kv: str) -> None:
+    model = load_model("deepseek-v3.2", where="test")
+    decode(model, 8192.0, gpus=8, tp=8)
+    with pytest.raises(UnmeasuredError, match="selection"):
+        decode(model, 8192.0, gpus=8, tp=8, kv=kv)
+
+
+def test_the_link_joins_as_many_gpus_as_the_catalog_says() -> None:
+    names = ("gb200", "h100-sxm", "h200-nvl", "h100-nvl", "l40s")
+    joined = [load_gpu(name, where="test").link_gpus for name in names]
+    assert joined == [72, 8, 4, 2, 1]
