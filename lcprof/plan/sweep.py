@@ -121,7 +121,7 @@ def _kinds(
     for index, deployment in enumerate(deployments):
         estimate = finish(counts, deployment)
         shown = estimate.fits | case.hypothetical
-        found, reason = times(counts, deployment, clocks[deployment.gpu], shown)
+        found, reason, _ = times(counts, deployment, clocks[deployment.gpu], shown)
         columns = case_columns(replace(case, deployment=deployment))
         for table in (estimate, found):
             for name in table.__struct_fields__:
