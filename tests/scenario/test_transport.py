@@ -64,7 +64,7 @@ def test_a_users_calibration_is_searched_first_and_says_when_it_was_made(tmp_pat
     rest = both.own("h200-sxm", "vllm", "gemm", "fp8")
     assert rest == CALIBRATIONS.own("h200-sxm", "vllm", "gemm", "fp8")
     # Another GPU takes them with a wider interval, never those of a GPU that nothing is known of.
-    other = both.find(load_gpu("gh200-141gb", where="test"), "vllm", "gemm", "bfloat16")
+    other = both.find(load_gpu("h200-nvl", where="test"), "vllm", "gemm", "bfloat16")
     assert other is not None
     assert (other.measured_on, other.calibrated) == ("h200-sxm", "2026-11-26")
     low = other.fit.residuals["small"].low

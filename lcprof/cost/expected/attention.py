@@ -44,7 +44,7 @@ from lcprof.cost.timing.prefill_attention import PREFILL_ATTENTION, PrefillAtten
 from lcprof.domain.deployment import Deployment
 from lcprof.domain.kv import KvStrategy
 from lcprof.domain.kv.dense import Dense
-from lcprof.domain.kv.formats import element_bytes
+from lcprof.domain.kv.formats import choosing_bytes, element_bytes
 from lcprof.domain.kv.stream import Stream, streams
 from lcprof.domain.model import (
     GroupedAttention,
@@ -364,9 +364,7 @@ def _grouped_step(
     share = kv_heads / mixer.kv_heads / cut
     chosen: list[Task] = _select(deployment, kv, stream, sequences, context_tokens, share)
     if chooses_pages(deployment, kv):
-        # One call reads the bounds of all pages and the chosen ones.
-        scanned = kv.scan_bytes(stream, kv.stored_tokens(stream, context_tokens))
-        each, chosen = each + scanned / (read * stream.elements), []
+        each, chosen = choosing_bytes(kv, stream, context_tokens), []
     call = DecodeAttentionCall(
         batch=sequences,
         q_heads=q_heads,

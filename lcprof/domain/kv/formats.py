@@ -97,6 +97,16 @@ def element_bytes(kv: KvStrategy, stream: Stream, tokens: Num) -> Num:
     return each
 
 
+def choosing_bytes(kv: KvStrategy, stream: Stream, context_tokens: Num) -> Num:
+    """Bytes read for each element of the tokens that a strategy chooses, with what it chooses them
+    by."""
+    read: Num = kv.read_tokens(stream, context_tokens)
+    scanned = kv.scan_bytes(stream, kv.stored_tokens(stream, context_tokens))
+    elements = stream.elements / stream.tokens_per_entry
+    each: Num = element_bytes(kv, stream, read) + scanned / (read * elements)
+    return each
+
+
 def listed(values: Iterable[int]) -> str:
     """Numbers in a sentence."""
     return ", ".join(str(value) for value in values)
