@@ -246,6 +246,15 @@ def _latent_format(row: _Row) -> tuple[str, float]:
     return short, element_bytes(kv, LATENT, 1.0)
 
 
+def _latent_tile(heads: float, row: _Row) -> float:
+    """Heads that a block of our latent kernel takes (lcprof_kernels.mla.launch.tile_for)."""
+    fp8 = _latent_format(row)[0] == "fp8"
+    if own.is_new(row.gpu) and (heads > 32 or (fp8 and heads > 16)):
+        return 64.0
+    wide = own.is_new(row.gpu) or row.gpu.compute_capability == "8.0"
+    return 32.0 if wide and heads > 16 and not fp8 else 16.0
+
+
 def _latents(row: _Row, read: float, name: str) -> _Made:
     batch, heads = row.positive("batch", "q_heads").values()
     call = MlaDecodeCall(
@@ -254,6 +263,7 @@ def _latents(row: _Row, read: float, name: str) -> _Made:
         context_tokens=read,
         kv_bytes_per_element=_latent_format(row)[1],
         compute="bf16",
+        tile_heads=_latent_tile(heads, row),
     )
     return MLA_DECODE, (("lcprof", name), *own.PUBLIC_LATENT_STEP), call
 

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from lcprof.calibrate.calls import Called, UncalledError, called, stacked
 from lcprof.calibrate.fit import Samples, fit_variant
+from lcprof.cost.expected.own import OWN
 from lcprof.cost.expected.task import Fits, Found, UnmeasuredError, timed
 from lcprof.cost.timing.ceilings import Ceilings, ceilings_of
 from lcprof.domain.calibration import Calibration, Fit
@@ -131,7 +132,12 @@ def calibrate(
         if short:
             unfitted.append(short)
             continue
-        fit = fit_variant(_samples(seen, groups=_grouped(seen)), ceilings)
+        first = seen[0].made
+        # Our own variants may have been fitted on rows that are held out here.
+        public = tuple(each for each in first.variants if each[0] not in OWN)
+        like = before(first.family.name, public)
+        prior = None if like is None else like.fit.parameters
+        fit = fit_variant(_samples(seen, groups=_grouped(seen)), ceilings, prior)
         fits.setdefault(stack, []).append(fit)
         points.setdefault(stack, set()).update(member.row.key for member in seen)
         scores.append(_score(seen, unseen, fit, before, ceilings))
