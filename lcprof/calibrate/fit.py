@@ -47,13 +47,15 @@ up to as far."""
 
 class Samples(Struct, frozen=True, kw_only=True):
     """Measured calls of one family and variant. `call`'s arrays, `measured_s` and `groups` (which
-    shape and model a row belongs to) have one element per row."""
+    shape and model a row belongs to) have one element per row. `kinds` counts the shapes that
+    differ in more than lengths, where `groups` tells lengths apart; 0: as many as groups."""
 
     family: Family
     variant: str
     call: Any
     measured_s: NDArray[np.float64]
     groups: NDArray[np.str_]
+    kinds: int = 0
 
 
 def taken(call: Any, index: Any) -> Any:
@@ -101,7 +103,7 @@ def fit_variant(
         name: (float(np.min(values)), float(np.max(values)))
         for name, values in family.features(samples.call).items()
     }
-    groups = len(np.unique(samples.groups))
+    groups = samples.kinds or len(np.unique(samples.groups))
     kinds = {"large": errors[large], "small": errors[~large]}
     return Fit(
         family=family.name,

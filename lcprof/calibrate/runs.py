@@ -269,6 +269,7 @@ def _samples(members: Sequence[_Member], groups: Sequence[str] | None = None) ->
         call=stacked([member.made.call for member in members]),
         measured_s=np.array([member.seconds for member in members]),
         groups=np.array(groups or [member.row.key for member in members]),
+        kinds=len({member.made.groups[0] for member in members}),
     )
 
 
