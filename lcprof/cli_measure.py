@@ -266,7 +266,8 @@ def calibrate(runs: tuple[str, ...], hold_out: bool, target: str | None, gpu: st
     command = shlex.join(["lcprof", *sys.argv[1:]])
     found = room.calibrate(records, which, before=before, command=command, hold_out=hold_out)
     written = _write_calibrations(found.calibrations, target)
-    Screen(sys.stdout).show(calibrated_page(found, written))
+    Screen(sys.stdout).show(calibrated_page(found))
+    print(*written, sep="\n")
     return FITS
 
 

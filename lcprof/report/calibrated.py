@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from lcprof.calibrate.runs import Calibrated, Errors, Score
@@ -14,8 +13,8 @@ if TYPE_CHECKING:
 LEGEND = "Median of |predicted / measured - 1|, p90 in brackets."
 
 
-def calibrated_page(found: Calibrated, written: Iterable[str]) -> list[RenderableType]:
-    """Each kernel with its errors, what could not be fitted, and where the files lie."""
+def calibrated_page(found: Calibrated) -> list[RenderableType]:
+    """Each kernel with its errors, and what could not be fitted."""
     from rich.text import Text
 
     rows = sum(score.seen.rows for score in found.scores)
@@ -28,7 +27,7 @@ def calibrated_page(found: Calibrated, written: Iterable[str]) -> list[Renderabl
     if found.unfitted:
         page.append(Text("Not fitted; more contexts and batches give more rows", style="bold"))
         page += [_below(line) for line in found.unfitted]
-    return [*page, Text(LEGEND, style="dim"), *(Text(printable(line)) for line in written)]
+    return [*page, Text(LEGEND, style="dim")]
 
 
 def _below(text: str) -> RenderableType:

@@ -2,7 +2,8 @@
 
 All heads read one latent vector per token, so a head adds work but no bytes: with 128 heads a step
 is bound by compute. A CTA takes 64 heads of one sequence (lcprof's kernel fewer, of fewer), or an
-even share of all tokens where the kernel splits them. DeepSeek-V2, arXiv 2405.04434, section 2.1, in its absorbed form.
+even share of all tokens where the kernel splits them. DeepSeek-V2, arXiv 2405.04434, section 2.1,
+in its absorbed form.
 """
 
 from __future__ import annotations
