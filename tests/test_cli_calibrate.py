@@ -88,7 +88,7 @@ def test_the_next_plan_uses_a_calibration_and_says_so(
     assert "Expected on lcprof's kernels, calibrated here on 2026-11-26." in page
     assert main([*PLAN, "--stack", "lcprof", "--explain", "ttft_s"]) == 0
     page = " ".join(capsys.readouterr().out.split())
-    assert "lcprof prompt bf16 on h200-sxm, calibrated here on 2026-11-26" in page
+    assert "lcprof prompt bf16, heads of 128 on h200-sxm, calibrated here on 2026-11-26" in page
     # Other stacks do not change, nor does this stack on another GPU become the user's own.
     assert main([*PLAN, "--stack", "vllm"]) == 0
     assert "calibrated here" not in capsys.readouterr().out

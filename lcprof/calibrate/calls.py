@@ -157,8 +157,8 @@ def _prefill(row: _Row) -> _Made:
         kernel=own.kernel_of(row.implementation, row.gpu),
         kv_bytes_per_element=_dense_bytes(row.text("dtype")),
     )
-    meant = own.prompt_variant(row.implementation, row.text("dtype"))
-    return PREFILL_ATTENTION, (meant, *own.public_prompt(row.gpu)), call
+    variants = own.prompt_variants(row.implementation, row.text("dtype"), dim)
+    return PREFILL_ATTENTION, (*variants, *own.public_prompt(row.gpu)), call
 
 
 def _dense_bytes(dtype: str) -> float:
@@ -184,8 +184,7 @@ def _mla_prefill(row: _Row) -> _Made:
         kernel=own.kernel_of(row.implementation, row.gpu),
         kv_bytes_per_element=2.0,
     )
-    stack, name = own.prompt_variant(row.implementation, "bf16")
-    meant = stack, f"{name}, expanded latents"
+    meant = own.prompt_variant(row.implementation, "bf16", "expanded latents")
     return PREFILL_ATTENTION, (meant, *own.PUBLIC_LATENT_PROMPT), call
 
 
@@ -195,11 +194,12 @@ def _decode(row: _Row) -> _Made:
     read = min(context, window + row.number("sink_tokens")) if window else context
     lies = own.layout(int(row.number("page_tokens")), ring=ring)
     dtype = row.text("dtype")
-    return _step(row, read, _dense_bytes(dtype), dtype, lies, windowed=bool(window))
+    each, variants = _dense_bytes(dtype), own.step_variants(row.implementation, dtype, lies)
+    return _step(row, read, each, variants, windowed=bool(window))
 
 
 def _step(
-    row: _Row, read: float, each: float, cache: str, lies: str, *, windowed: bool = False
+    row: _Row, read: float, each: float, variants: tuple[Variant, ...], *, windowed: bool = False
 ) -> _Made:
     call = DecodeAttentionCall(
         **row.positive("batch", "q_heads", "kv_heads", "head_dim"),
@@ -207,9 +207,8 @@ def _step(
         window_tokens=0.0,
         kv_bytes_per_element=each,
     )
-    meant = own.step_variant(row.implementation, cache, lies)
     public = own.public_step(row.gpu, each, windowed=windowed)
-    return DECODE_ATTENTION, (meant, *public), call
+    return DECODE_ATTENTION, (*variants, *public), call
 
 
 def _stream(row: _Row) -> Stream:
@@ -225,7 +224,8 @@ def _quantised(row: _Row) -> _Made:
     except ValueError as error:
         raise UncalledError(str(error)) from None
     each: float = element_bytes(kv, _stream(row), context)
-    return _step(row, context, each, name, row.layout)
+    variants = own.step_variants(row.implementation, name, row.layout)
+    return _step(row, context, each, variants)
 
 
 def _quest(row: _Row) -> _Made:
@@ -235,7 +235,8 @@ def _quest(row: _Row) -> _Made:
     stream = _stream(row)
     each: float = choosing_bytes(kv, stream, context)
     read: float = kv.read_tokens(stream, context)
-    return _step(row, read, each, dtype, own.chosen_pages(int(page)))
+    meant = own.step_variant(row.implementation, dtype, own.chosen_pages(int(page)))
+    return _step(row, read, each, (meant,))
 
 
 def _latent_format(row: _Row) -> tuple[str, float]:

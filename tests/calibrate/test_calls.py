@@ -44,14 +44,14 @@ def points(given: Case, *only: str) -> list[Point]:
 
 def test_a_chunk_of_a_prompt() -> None:
     made = call("prefill_attention", PROMPT)
-    assert made.variant == ("lcprof", "prompt bf16")
+    assert made.variant == ("lcprof", "prompt bf16, heads of 128")
     assert made.call.prefix_tokens == 131072 - 8192
     assert (made.call.window_tokens, made.call.kernel) == (0.0, "triton")
     windowed = PROMPT | {"window_tokens": 4096, "sink_tokens": 4}
     assert call("prefill_attention", windowed).call.window_tokens == 4100
     assert called("prefill_attention", PROMPT, "triton", A100).call.kernel == "triton_ampere"
     by = {impl: call("prefill_attention", PROMPT, impl) for impl in ("flash", "cudnn")}
-    assert by["flash"].variant == ("torch", "flash prompt bf16")
+    assert by["flash"].variant == ("torch", "flash prompt bf16, heads of 128")
     assert [by[impl].call.kernel for impl in ("flash", "cudnn")] == ["fa2", "cudnn"]
 
 
@@ -267,3 +267,16 @@ def test_groups_leave_out_what_varies() -> None:
     assert first[0] == longer[0] == more[0] != wider[0]
     assert first[1] == longer[1] != more[1]
     assert first[2] != longer[2]
+
+
+def test_kernels_that_are_like_one_another_stand_in_before_published_ones() -> None:
+    wide = call("prefill_attention", PROMPT | {"head_dim": 256}).variants
+    names = [name for stack, name in wide if stack == "lcprof"]
+    assert names == [f"prompt bf16, heads of {dim}" for dim in (256, 192, 128, 96, 64)]
+    assert wide[len(names)] == ("vllm", "vllm_flash_attn_fa3 bf16, bf16 cache")
+    paged = call("decode_attention", DENSE | {"layout": "paged", "page_tokens": 64}).variants
+    layouts = ("pages of 64", "pages of 32", "pages of 16", "pages of 128", "pages of 256")
+    assert [name for _, name in paged[:7]] == [
+        f"bf16 cache, {each}" for each in (*layouts, "contiguous", "ring")
+    ]
+    assert paged[7][0] == "vllm"

@@ -62,7 +62,7 @@ def only(found: Calibrated) -> Calibration:
         ),
         (
             "prefill_attention",
-            "prompt bf16",
+            "prompt bf16, heads of 128",
             PREFILL,
             {"batch": 1, "query_tokens": 32768, "context_tokens": 32768, "q_heads": 48,
              "kv_heads": 8, "head_dim": 128, "window_tokens": 0, "sink_tokens": 0,

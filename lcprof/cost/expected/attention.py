@@ -114,7 +114,7 @@ def _grouped_prompt(
 ) -> list[Task]:
     if mixer.selection is not None:
         raise UnmeasuredError("block-sparse attention has no measured kernel")
-    how = prompt_attention(deployment, kv)
+    how = prompt_attention(deployment, kv, float(mixer.k_dim))
     share = cut_share(mixer.q_heads, deployment.tp)
     bounds = caps(mixer, kv)
     whole: Num = tokens

@@ -135,12 +135,14 @@ class PromptKernel(Struct, frozen=True, kw_only=True):
     kernel: str
 
 
-def prompt_attention(deployment: Deployment, kv: KvStrategy) -> PromptKernel:
+def prompt_attention(
+    deployment: Deployment, kv: KvStrategy, head_dim: float = 128.0
+) -> PromptKernel:
     """The kernel of prefill attention. With an fp8 cache the newer ones also multiply in fp8; any
     other narrow cache is widened first."""
     stack, gpu = deployment.stack, deployment.gpu
     if stack in OWN:
-        own_variants, tiles = own_prompt(deployment)
+        own_variants, tiles = own_prompt(deployment, head_dim)
         return PromptKernel(variants=own_variants, compute="bf16", kernel=tiles)
     fp8 = cache_kind(kv) == "fp8" and "fp8" in gpu.peak_flops
     if is_new(gpu):

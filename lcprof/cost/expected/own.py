@@ -3,8 +3,6 @@ and that a plan asks for, and the public kernels that are most like them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from lcprof.cost.expected.task import Variant
 from lcprof.domain.deployment import Deployment
 from lcprof.domain.gpu import Gpu
@@ -18,6 +16,8 @@ NEW = ("Hopper", "Blackwell")
 """Architectures that run FlashAttention 3 or what came after it."""
 PLAIN = {"bf16": "bf16", "fp16": "bf16", "fp32": "fp32"}
 """Elements of 16 bits are read and multiplied at one pace."""
+HEAD_DIMS = (64, 96, 128, 192, 256)
+"""Dimensions that kernels of prompts have tiles of their own for."""
 KERNEL_HEAD_DIM = 128
 
 
@@ -26,19 +26,21 @@ def is_new(gpu: Gpu) -> bool:
     return gpu.architecture in NEW
 
 
-def first_of(variants: Iterable[Variant], meant: Variant) -> tuple[Variant, ...]:
-    """`meant`, then the others of `variants` in their order."""
-    return tuple(dict.fromkeys((meant, *variants)))
-
-
 # Names
 
 
-def prompt_variant(implementation: str, dtype: str) -> Variant:
+def prompt_variant(implementation: str, dtype: str, heads: str) -> Variant:
     """Attention of a prompt; `implementation` as `lcprof measure` names it."""
-    if implementation == "triton":
-        return "lcprof", f"prompt {PLAIN[dtype]}"
-    return "torch", f"{implementation} prompt {PLAIN[dtype]}"
+    name = f"prompt {PLAIN[dtype]}, {heads}"
+    return ("lcprof", name) if implementation == "triton" else ("torch", f"{implementation} {name}")
+
+
+def prompt_variants(implementation: str, dtype: str, head_dim: float) -> tuple[Variant, ...]:
+    """Attention of a prompt with heads of a dimension, then with those of others, the nearest
+    first."""
+    others = sorted(HEAD_DIMS, key=lambda dim: abs(dim - head_dim))
+    dims = dict.fromkeys((head_dim, *map(float, others)))
+    return tuple(prompt_variant(implementation, dtype, f"heads of {dim:g}") for dim in dims)
 
 
 def step_variant(implementation: str, cache: str, layout: str) -> Variant:
@@ -47,11 +49,22 @@ def step_variant(implementation: str, cache: str, layout: str) -> Variant:
     return ("lcprof", name) if implementation == "triton" else ("torch", f"{implementation} {name}")
 
 
+def step_variants(implementation: str, cache: str, meant: str) -> tuple[Variant, ...]:
+    """Attention of a decode step over a cache in a layout, then in others."""
+    page = int(meant.removeprefix(PAGES)) if meant.startswith(PAGES) else 0
+    nearest = sorted(DECODE_PAGES, key=lambda size: (abs(size - page), size))
+    layouts = dict.fromkeys((meant, *map(layout, nearest), layout(0), layout(0, ring=True)))
+    return tuple(step_variant(implementation, cache, each) for each in layouts)
+
+
 def layout(page_tokens: int, *, ring: bool = False) -> str:
     """How a cache lies: in a ring of its window, in pages, or in one piece."""
     if ring:
         return "ring"
-    return f"pages of {page_tokens}" if page_tokens else "contiguous"
+    return f"{PAGES}{page_tokens}" if page_tokens else "contiguous"
+
+
+PAGES = "pages of "
 
 
 def chosen_pages(page_tokens: int) -> str:
@@ -105,12 +118,12 @@ PUBLIC_LATENT_STEP: tuple[Variant, ...] = (
 # What a plan asks for
 
 
-def own_prompt(deployment: Deployment) -> tuple[tuple[Variant, ...], str]:
+def own_prompt(deployment: Deployment, head_dim: float) -> tuple[tuple[Variant, ...], str]:
     """The variants of a plan's prompts on our stacks, and the tiles of the first."""
     gpu = deployment.gpu
     torch = ("cudnn", "flash") if is_new(gpu) else ("flash", "cudnn")
     able = ("triton",) if deployment.stack == "lcprof" else torch
-    own = (prompt_variant(each, "bf16") for each in able)
+    own = (variant for each in able for variant in prompt_variants(each, "bf16", head_dim))
     return (*own, *public_prompt(gpu)), kernel_of(able[0], gpu)
 
 
@@ -124,18 +137,15 @@ def own_step(deployment: Deployment, kv: KvStrategy, *, windowed: bool) -> tuple
     the plan has, then in others, then published ones."""
     coded = kernel_format(kv, KERNEL_HEAD_DIM)[0]
     cache = coded or dense_dtype(kv)
-    page = deployment.page_tokens
-    others = sorted(DECODE_PAGES, key=lambda size: (abs(size - page), size))
-    layouts = [layout(page), *map(layout, others), layout(0)]
-    if windowed:
-        layouts.insert(0, layout(0, ring=True))
     chosen = next((link.page for link in kv.chain() if isinstance(link, Quest)), None)
-    if chosen is not None:
-        layouts = [chosen_pages(chosen)]
+    lies = layout(deployment.page_tokens, ring=windowed)
     able = ("triton",) if deployment.stack == "lcprof" else ("cudnn", "flash", "torch")
     public = public_step(deployment.gpu, kv.element_bytes(), windowed=windowed)
     if coded == "none":
         kinds = "+".join(link.kind for link in kv.chain())
         return ((deployment.stack, f"{kinds} cache"), *public)
-    own = dict.fromkeys(step_variant(each, cache, lies) for each in able for lies in layouts)
+    if chosen is not None:
+        own = [step_variant(each, cache, chosen_pages(chosen)) for each in able]
+    else:
+        own = [variant for each in able for variant in step_variants(each, cache, lies)]
     return (*own, *public)
