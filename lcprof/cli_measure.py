@@ -236,7 +236,9 @@ Exit status: 0 when something was fitted, 3 when nothing could be, 2 for bad inp
 
 @click.command(epilog=CALIBRATE_EPILOG)
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
-@click.option("--hold-out", is_flag=True, help="fit two thirds of the shapes, score the others")
+@click.option(
+    "--hold-out", is_flag=True, help="fit two thirds of the shapes at most, score the others"
+)
 @click.option("-o", "target", metavar="PATH", help="a folder, or FILE.yaml; where plans look")
 @click.option("--gpu", metavar="NAME", help="which GPU a run was on, where its name does not say")
 def calibrate(runs: tuple[str, ...], hold_out: bool, target: str | None, gpu: str | None) -> int:

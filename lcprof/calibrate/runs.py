@@ -147,7 +147,7 @@ def calibrate(
         raise NothingFittedError(f"{names}: nothing to calibrate from: {reasons}")
     split = "all rows; residuals are those of refits without a row's shape"
     if hold_out:
-        split = "two thirds of the shapes of each variant; the rest is held out"
+        split = "half to two thirds of the rows of each variant, by shape; the rest is held out"
     told = [record.provenance for record in records]
     made = (
         Calibration(

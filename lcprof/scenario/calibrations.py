@@ -28,9 +28,12 @@ _KINDS = ("large", "small")
 
 def user_folder() -> Path:
     """Where a user's own calibrations lie: `$LCPROF_CALIBRATIONS`, else lcprof/calibrations in the
-    folder for users' data (XDG Base Directory Specification). It need not exist."""
+    folder for users' data (XDG Base Directory Specification). It need not exist; InputError says
+    when the variable names a file."""
     named = os.environ.get(FOLDER_VARIABLE, "")
     if named:
+        if os.path.isfile(named):
+            raise InputError.one(f"${FOLDER_VARIABLE}", given=named, expected="a folder")
         return Path(named)
     given = os.environ.get("XDG_DATA_HOME", "")
     # The specification has relative paths ignored.
@@ -57,8 +60,9 @@ def load_calibration(
     try:
         if not path.exists():
             return None
-    except (OSError, ValueError):
-        return None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError.one(place(path), given=reason, expected="a readable folder") from None
     return read_calibration(read_yaml(path), where=place(path), gpu=gpu, families=families)
 
 

@@ -102,7 +102,7 @@ def test_where_a_calibration_comes_from(standard: Calibrated) -> None:
 
 def test_held_out_shapes_were_not_seen_and_are_predicted(held_out: Calibrated) -> None:
     made = only(held_out)
-    assert made.split.startswith("two thirds")
+    assert made.split.startswith("half to two thirds of the rows")
     assert len(held_out.scores) == 2
     for score in held_out.scores:
         assert score.unseen is not None
