@@ -46,7 +46,7 @@ AXES: dict[str, tuple[str, str]] = {
     "prefix": ("TOKENS", "tokens that all prompts share"),
     "utilisation": ("SHARE", "share of memory that the engine may fill: 0.9, 90%"),
     "page": ("TOKENS", "tokens of a KV page"),
-    "stack": ("NAME", "whose kernels times are those of: vllm, sglang, trtllm"),
+    "stack": ("NAME", "whose kernels: vllm, sglang, trtllm, lcprof, torch"),
     "price": ("USD", "US dollars for a GPU-hour; the catalog's by default"),
     "power_limit": ("WATTS", "what a GPU may draw; its TDP by default"),
 }

@@ -1,10 +1,11 @@
-"""The commands that measure: `measure`, `compare`, `doctor`. They stand beside `cli`, which adds
-them to its own."""
+"""The commands that measure: `measure`, `compare`, `calibrate`, `doctor`. They stand beside `cli`,
+which adds them to its own."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +15,10 @@ from lcprof.cli import FITS, INTERRUPTED, NONE_FITS, _asked, _axis_options
 from lcprof.errors import InputError
 
 if TYPE_CHECKING:
+    from lcprof.domain.calibration import Calibration
+    from lcprof.domain.gpu import Gpu
+    from lcprof.measure.floors import Prediction
+    from lcprof.measure.points import Point
     from lcprof.measure.runner import Outcome
 
 IMPOSSIBLE = OFF_LIMIT = NONE_FITS
@@ -62,7 +67,6 @@ def measure(
 
     Every row is on the disk once it is measured; a run that ended early goes on with --resume.
     """
-    from lcprof.measure.floors import floors
     from lcprof.measure.machine import catalogued, flops_per_cycle
     from lcprof.measure.points import chosen_operations, implementations, points_of
     from lcprof.measure.record import record_path
@@ -91,7 +95,7 @@ def measure(
     wish = Wish(
         run=folder,
         points=points,
-        predictions=floors(points, sheet),
+        predictions=_predictions(points, sheet),
         scenario=_scenario_text(scenario, axes, settings),
         command=("lcprof", *sys.argv[1:]),
         ceilings=ceilings,
@@ -114,6 +118,16 @@ def measure(
         print(f"a torn last line of {result.dropped_bytes} bytes was cut off", file=sys.stderr)
     _print_record(folder)
     return _measured_status(folder, result.outcome)
+
+
+def _predictions(points: Sequence[Point], sheet: Gpu | None) -> list[Prediction]:
+    """Floors of points and what calibrations expect of them, on the GPU of a data sheet."""
+    from lcprof.calibrate.predictions import expectations
+    from lcprof.measure.floors import floors
+    from lcprof.plan.fits import fits_for
+
+    expected = [] if sheet is None else expectations(points, sheet, fits_for(sheet))
+    return [*floors(points, sheet), *expected]
 
 
 def _measured_status(folder: Path, outcome: Outcome) -> int:
@@ -218,6 +232,90 @@ def compare(
     return OFF_LIMIT if not sizes or max(sizes) > limit else FITS
 
 
+CALIBRATE_EPILOG = """\b
+Examples:
+  lcprof calibrate runs/llama-cuda
+  lcprof calibrate runs/one runs/two --hold-out
+  lcprof calibrate runs/llama-cuda -o lcprof/catalog/calibrations
+Exit status: 0 when something was fitted, 3 when nothing could be, 2 for bad input."""
+
+
+@click.command(epilog=CALIBRATE_EPILOG)
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option(
+    "--hold-out", is_flag=True, help="fit two thirds of the shapes at most, score the others"
+)
+@click.option("-o", "target", metavar="PATH", help="a folder, or FILE.yaml; where plans look")
+@click.option("--gpu", metavar="NAME", help="which GPU a run was on, where its name does not say")
+def calibrate(runs: tuple[str, ...], hold_out: bool, target: str | None, gpu: str | None) -> int:
+    """Fit lcprof's and PyTorch's kernels to what runs measured, for plans to come.
+
+    RUN is a run's folder or its record, all on one GPU. `lcprof plan --stack lcprof` on that GPU
+    then uses the fits, and says so. Without -o they go where it looks for them: the folder in
+    $LCPROF_CALIBRATIONS, else ~/.local/share/lcprof/calibrations.
+    """
+    import shlex
+
+    from lcprof.calibrate import runs as room
+    from lcprof.cost.timing.families import PARAMETERS
+    from lcprof.measure.record import read_record
+    from lcprof.plan.fits import finder
+    from lcprof.report.calibrated import calibrated_page
+    from lcprof.report.screen import Screen
+    from lcprof.scenario.gpus import load_gpu
+    from lcprof.scenario.transport import Calibrations
+
+    if find_spec("scipy") is None:
+        raise room.NothingFittedError("no SciPy here, which fits: pip install 'lcprof[calibrate]'")
+    records = [read_record(Path(run)) for run in runs]
+    given = None if gpu is None else load_gpu(gpu, where="--gpu")
+    which = room.gpu_of(records, given)
+    before = finder(Calibrations(PARAMETERS), which)
+    command = shlex.join(["lcprof", *sys.argv[1:]])
+    found = room.calibrate(records, which, before=before, command=command, hold_out=hold_out)
+    written = _write_calibrations(found.calibrations, target)
+    Screen(sys.stdout).show(calibrated_page(found))
+    print(*written, sep="\n")
+    return FITS
+
+
+def _write_calibrations(made: Sequence[Calibration], target: str | None) -> list[str]:
+    """Writes calibrations where they were asked for, and says where that is and who reads them.
+    Raises InputError."""
+    from lcprof.scenario.calibrations import (
+        FOLDER_VARIABLE,
+        calibration_path,
+        user_folder,
+        write_calibration,
+    )
+
+    folder, file = user_folder() if target is None else Path(target), None
+    if target is not None and folder.suffix in (".yaml", ".yml"):
+        folder, file = folder.parent, folder
+        if len(made) > 1:
+            stacks = " and ".join(each.stack for each in made)
+            expected = f"a folder, for {stacks} have a file each"
+            raise InputError.one("-o", given=target, expected=expected)
+    lines = []
+    for each in made:
+        path = file or calibration_path(each.gpu, each.stack, folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            replaced = " (another one was there)" if path.exists() else ""
+            write_calibration(each, path)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise InputError.one(
+                "-o", given=f"{path}: {reason}", expected="a folder that can be written to"
+            ) from None
+        lines.append(f"wrote {path}{replaced}")
+    stacks = " or ".join(each.stack for each in made)
+    use = f"lcprof plan --gpu {made[0].gpu} --stack {stacks}"
+    if file is None and folder.absolute() == user_folder().absolute():
+        return [*lines, f"{use} uses it from now on"]
+    return [*lines, f"{use} uses GPU--STACK.yaml of the folder in ${FOLDER_VARIABLE}"]
+
+
 @click.command()
 @click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True)
 def doctor(device: str) -> int:
@@ -231,4 +329,4 @@ def doctor(device: str) -> int:
     return FITS if possible(findings) else IMPOSSIBLE
 
 
-COMMANDS = (measure, compare, doctor)
+COMMANDS = (measure, compare, calibrate, doctor)

@@ -31,6 +31,9 @@ LARGE_WEIGHT = 2.0
 """Calls bound by their work count this many times a launch-bound one."""
 TETHER = 0.01
 """Weight that holds a parameter which no row determines at its start."""
+PRIOR = 0.1
+"""The same where the start is that of a kernel like it: a parameter e^2 times as large weighs as
+much as one launch-bound row that is 2 % off."""
 INTERVAL_QUANTILES = (0.05, 0.95)
 INTERVAL_LEAST = 0.02
 GROUPS_SHORT = 3.0
@@ -44,13 +47,15 @@ up to as far."""
 
 class Samples(Struct, frozen=True, kw_only=True):
     """Measured calls of one family and variant. `call`'s arrays, `measured_s` and `groups` (which
-    shape and model a row belongs to) have one element per row."""
+    shape and model a row belongs to) have one element per row. `kinds` counts the shapes that
+    differ in more than lengths, where `groups` tells lengths apart; 0: as many as groups."""
 
     family: Family
     variant: str
     call: Any
     measured_s: NDArray[np.float64]
     groups: NDArray[np.str_]
+    kinds: int = 0
 
 
 def taken(call: Any, index: Any) -> Any:
@@ -83,19 +88,22 @@ def joined(calls: Sequence[Any]) -> Any:
     return replace(first, **together)
 
 
-def fit_variant(samples: Samples, ceilings: Ceilings) -> Fit:
-    """A fit of all rows, with the residuals of rows whose group was left out of a refit."""
+def fit_variant(
+    samples: Samples, ceilings: Ceilings, prior: Mapping[str, float] | None = None
+) -> Fit:
+    """A fit of all rows, with the residuals of rows whose group was left out of a refit. `prior`
+    are the parameters of a kernel that is like it, which the fit leaves as far as rows say so."""
     import numpy as np
 
     family = samples.family
-    parameters = fit_parameters(samples, ceilings)
-    errors = out_of_fold(samples, ceilings, parameters)
+    parameters = fit_parameters(samples, ceilings, prior=prior)
+    errors = out_of_fold(samples, ceilings, parameters, prior)
     large = mask(family, samples)
     box = {
         name: (float(np.min(values)), float(np.max(values)))
         for name, values in family.features(samples.call).items()
     }
-    groups = len(np.unique(samples.groups))
+    groups = samples.kinds or len(np.unique(samples.groups))
     kinds = {"large": errors[large], "small": errors[~large]}
     return Fit(
         family=family.name,
@@ -108,11 +116,16 @@ def fit_variant(samples: Samples, ceilings: Ceilings) -> Fit:
 
 
 def fit_parameters(
-    samples: Samples, ceilings: Ceilings, start: Mapping[str, float] | None = None
+    samples: Samples,
+    ceilings: Ceilings,
+    start: Mapping[str, float] | None = None,
+    prior: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
-    """The parameters that minimise a soft-L1 of ln(predicted / measured).
+    """The parameters that minimise a soft-L1 of ln(predicted / measured), and their distance from
+    `prior` where there is one.
 
-    Searches from the declared starts and a few scattered ones, or from `start` alone.
+    Searches from the declared starts (or the prior) and a few scattered ones, or from `start`
+    alone.
     """
     import numpy as np
     from scipy.optimize import least_squares
@@ -122,18 +135,20 @@ def fit_parameters(
     known = [family.parameters[name] for name in names]
     low = np.log([p.low for p in known])
     high = np.log([p.high for p in known])
-    begin = {name: family.parameters[name].start for name in names} if start is None else start
+    home = {name: family.parameters[name].start for name in names} if prior is None else prior
+    begin = home if start is None else start
     first = np.log([begin[name] for name in names])
     measured = np.log(samples.measured_s)
     weight = np.where(mask(family, samples), LARGE_WEIGHT, 1.0)
-    tether = np.log([p.start for p in known])
+    tether = np.log([home[name] for name in names])
+    hold = TETHER if prior is None else PRIOR
 
     def residuals(point: NDArray[np.float64]) -> NDArray[np.float64]:
         found = dict(zip(names, np.exp(point).tolist(), strict=True))
         off = (np.log(family.seconds(samples.call, ceilings, found)) - measured) / SOFT_SCALE
         # Soft-L1 by hand: the tether must stay a plain square.
         soft = np.sqrt(2.0 * weight * (np.sqrt(1.0 + off**2) - 1.0)) * np.sign(off)
-        return np.concatenate([soft, TETHER * (point - tether)])
+        return np.concatenate([soft, hold * (point - tether)])
 
     rng = np.random.default_rng(crc32(f"{family.name} {samples.variant}".encode()))
     starts = [first]
@@ -150,7 +165,10 @@ def fit_parameters(
 
 
 def out_of_fold(
-    samples: Samples, ceilings: Ceilings, parameters: Mapping[str, float]
+    samples: Samples,
+    ceilings: Ceilings,
+    parameters: Mapping[str, float],
+    prior: Mapping[str, float] | None = None,
 ) -> NDArray[np.float64]:
     """ln(measured / predicted) of every row, predicted by a refit that did not see its group.
 
@@ -176,7 +194,7 @@ def out_of_fold(
             measured_s=samples.measured_s[seen],
             groups=samples.groups[seen],
         )
-        found = fit_parameters(part, ceilings, start=parameters)
+        found = fit_parameters(part, ceilings, start=parameters, prior=prior)
         predicted = family.seconds(taken(samples.call, unseen), ceilings, found)
         errors[unseen] = np.log(samples.measured_s[unseen] / predicted)
     return errors

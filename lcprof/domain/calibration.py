@@ -88,7 +88,8 @@ def spread(distance: Any) -> Any:
 class Calibration(Struct, frozen=True, kw_only=True):
     """Everything fitted for one GPU and one kernel stack, with where the measurements come from.
 
-    `split` says which part of the source's groups the fits saw.
+    `split` says which part of the source's groups the fits saw. `points` are the keys of the rows
+    of `lcprof measure` that they saw; a published table has none.
     """
 
     gpu: str
@@ -98,6 +99,7 @@ class Calibration(Struct, frozen=True, kw_only=True):
     date: str
     split: str
     fits: tuple[Fit, ...]
+    points: frozenset[str] = frozenset()
 
     def fit(self, family: str, variant: str) -> Fit | None:
         """The fit of a family's variant, or None where it was not measured."""

@@ -7,8 +7,8 @@ from msgspec import Struct
 from lcprof.domain.gpu import Gpu
 from lcprof.domain.weights import WeightFormat
 
-STACKS = ("vllm", "sglang", "trtllm")
-"""The serving stacks whose kernels a plan's times can be those of."""
+STACKS = ("vllm", "sglang", "trtllm", "lcprof", "torch")
+"""Whose kernels a plan's times can be those of: serving stacks, lcprof's own, PyTorch's."""
 NODE_GPUS = 8
 """GPUs that NVLink joins (an HGX board); what lies beyond is reached over a network."""
 NETWORK_BYTES_PER_S = 50e9

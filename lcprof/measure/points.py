@@ -17,6 +17,7 @@ from lcprof.cost.sharding import matrix_share, stored_format
 from lcprof.domain.case import Case
 from lcprof.domain.kv import KvStrategy
 from lcprof.domain.kv.dense import Dense
+from lcprof.domain.kv.formats import DECODE_PAGES, dense_dtype, kernel_format, listed
 from lcprof.domain.kv.kivi import Kivi
 from lcprof.domain.kv.quantised import Quantised
 from lcprof.domain.kv.share import Share
@@ -57,10 +58,7 @@ STACKS: Mapping[str, tuple[str, ...]] = {
 EVERYWHERE: Mapping[str, tuple[str, ...]] = {"gemm": ("torch",)}
 """Matrix products are PyTorch's under each of them."""
 ON_CPU = ("naive", "torch")
-DECODE_PAGES = (16, 32, 64, 128, 256)
 QUANTISED_PAGE = 64
-QUANTISED_HEAD_DIMS = (64, 128, 256)
-KERNEL_GROUPS = (32, 64, 128)
 MLA_WIDTHS = (512, 64)
 MLA_HEAD_WIDTHS = (128, 64, 128)
 FULL_GROUPS_TOKENS = 4095
@@ -315,7 +313,7 @@ def _grouped_decode(
         refused = "no kernel selects pages of a quantised cache" if layout else ""
         refused = refused or ("no kernel selects pages of a window" if tokens else "")
         if quest.page not in DECODE_PAGES:
-            refused = f"pages of {quest.page} tokens; the kernel takes {_list(DECODE_PAGES)}"
+            refused = f"pages of {quest.page} tokens; the kernel takes {listed(DECODE_PAGES)}"
         shape = {**first, "page_tokens": quest.page, "pages": quest.top, "dtype": "bf16"}
         yield Point(operation="quest_decode", shape=shape, part=part, why=refused)
     elif layout:
@@ -338,7 +336,7 @@ def _grouped_decode(
             part=part,
         )
         pages = page if page in DECODE_PAGES else QUANTISED_PAGE
-        told = "" if pages == page else f"pages of {pages}: the kernel takes {_list(DECODE_PAGES)}"
+        told = "" if pages == page else f"pages of {pages}: the kernel takes {listed(DECODE_PAGES)}"
         yield Point(
             operation="decode_attention",
             shape={**shape, "layout": "paged", "page_tokens": pages},
@@ -358,57 +356,8 @@ def _without_kernel(link: KvStrategy) -> str:
     return ""
 
 
-def kernel_format(kv: KvStrategy, head_dim: int) -> tuple[str, str, str, str]:
-    """The format of the kernels' caches that a strategy means, its scales' type, why there is none
-    ("" when there is), and how it differs from the plan. A dense cache has the format ""."""
-    coded = next((link for link in kv.chain() if isinstance(link, Quantised | Kivi)), None)
-    if coded is None:
-        return "", "", "", ""
-    if head_dim not in QUANTISED_HEAD_DIMS:
-        why = f"head_dim {head_dim}; compressed caches take {_list(QUANTISED_HEAD_DIMS)}"
-        return "none", "", why, ""
-    if isinstance(coded, Kivi):
-        return _kivi_format(coded, head_dim)
-    name = f"{coded.kind}:scale={coded.granularity}"
-    if coded.granularity == "tensor" and coded.kind == "fp8":
-        return "fp8-tensor", "fp32", "", ""
-    if coded.granularity == "token-head" and coded.kind in ("fp8", "int8"):
-        scale = {2: "fp16", 4: "fp32"}.get(coded.scale_bytes)
-        if scale is None:
-            return "none", "", f"no kernel for scales of {coded.scale_bytes} bytes", ""
-        return f"{coded.kind}-token", scale, "", ""
-    if coded.kind == "int4":
-        why = _groups_refused(coded.group, head_dim)
-        if not why and coded.scale_bytes != 4:
-            why = "no kernel for int4 scales other than an fp16 pair (scale_bytes=4)"
-        return f"int4-token-{coded.group}", "fp16", why, ""
-    return "none", "", f"no kernel for {name}", ""
-
-
-def _kivi_format(kivi: Kivi, head_dim: int) -> tuple[str, str, str, str]:
-    if kivi.bits != 4:
-        return "none", "", f"no kernel for kivi with {kivi.bits} bits", ""
-    note = ""
-    if kivi.residual != kivi.group:
-        note = f"the kernel keeps {kivi.group} tokens at most in bf16, the plan {kivi.residual}"
-    return f"int4-kivi-{kivi.group}", "fp16", _groups_refused(kivi.group, head_dim), note
-
-
-def _groups_refused(group: int, head_dim: int) -> str:
-    if group not in KERNEL_GROUPS:
-        return f"groups of {group}; the kernel takes {_list(KERNEL_GROUPS)}"
-    if head_dim % group or head_dim // group > 4:
-        return f"groups of {group} do not divide {head_dim} channels into at most 4"
-    return ""
-
-
 def _group_of(kv: KvStrategy) -> int:
     return next((link.group for link in kv.chain() if isinstance(link, Kivi)), 1)
-
-
-def dense_dtype(kv: KvStrategy) -> str:
-    """The element type of the innermost, dense cache."""
-    return next((link.dtype for link in kv.chain() if isinstance(link, Dense)), "bf16")
 
 
 def _latent(
@@ -512,7 +461,3 @@ def _logits(case: Case) -> Point:
 
 def _joined(*parts: str) -> str:
     return "; ".join(part for part in parts if part)
-
-
-def _list(values: Iterable[int]) -> str:
-    return ", ".join(str(value) for value in values)

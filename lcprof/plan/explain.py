@@ -418,7 +418,11 @@ def _derived(columns: Mapping[str, Any], busy_s: float) -> list[Explanation]:
 
 
 def _timed_term(part: Timed) -> Term:
-    kernels = dict.fromkeys(f"{f.variant[0]} {f.variant[1]} on {f.measured_on}" for f in part.found)
+    kernels = dict.fromkeys(
+        f"{f.variant[0]} {f.variant[1]} on {f.measured_on}"
+        + f", calibrated here on {f.calibrated}" * bool(f.calibrated)
+        for f in part.found
+    )
     beyond = f", x{part.distance:.3g} beyond what was measured" if part.distance > 1 else ""
     if not part.seconds:
         return Term(

@@ -1,26 +1,35 @@
-"""The catalog's calibrations and power models as a plan asks for them."""
+"""Calibrations and power models as a plan asks for them."""
 
 from __future__ import annotations
 
 from functools import cache
+
+from msgspec.structs import replace
 
 from lcprof.cost.expected.kernels import SAME_LIBRARY
 from lcprof.cost.expected.task import Fits, Found, Variant
 from lcprof.cost.timing.families import PARAMETERS
 from lcprof.domain.gpu import Gpu
 from lcprof.domain.power import PowerModel
+from lcprof.scenario.calibrations import user_folder
 from lcprof.scenario.power import power_model
 from lcprof.scenario.transport import Calibrations, widened
+from lcprof.scenario.transport import Found as Held
 
 
 @cache
 def calibrations() -> Calibrations:
-    """The catalog's, read as they are needed."""
-    return Calibrations(PARAMETERS)
+    """The user's and the catalog's, read as they are needed."""
+    return Calibrations(PARAMETERS, user_folder())
 
 
 @cache
 def fits_for(gpu: Gpu) -> Fits:
+    """Finds fits for a GPU among all calibrations."""
+    return finder(calibrations(), gpu)
+
+
+def finder(known: Calibrations, gpu: Gpu) -> Fits:
     """Finds fits for a GPU: of the first variant that was measured on it, else of the first that
     was measured at all. What is not the first variant stands in for it, unless both are the same
     library's, and so does another GPU's; their intervals are wider."""
@@ -29,30 +38,37 @@ def fits_for(gpu: Gpu) -> Fits:
     def fits(family: str, variants: tuple[Variant, ...]) -> Found | None:
         key = family, variants
         if key not in held:
-            held[key] = _find(gpu, family, variants)
+            held[key] = _find(known, gpu, family, variants)
         return held[key]
 
     return fits
 
 
-def _find(gpu: Gpu, family: str, variants: tuple[Variant, ...]) -> Found | None:
+def _find(
+    known: Calibrations, gpu: Gpu, family: str, variants: tuple[Variant, ...]
+) -> Found | None:
     for variant in variants:
-        own = calibrations().own(gpu.name, variant[0], family, variant[1])
+        own = known.own(gpu.name, variant[0], family, variant[1])
         if own is not None:
             same = variant == variants[0] or variant[1] in SAME_LIBRARY
-            return Found(
-                fit=own.fit if same else widened(own.fit),
-                variant=variant,
-                measured_on=gpu.name,
-                stands_in=not same,
-            )
+            fit = own.fit if same else widened(own.fit)
+            return _found(replace(own, fit=fit), variant, stands_in=not same)
     for variant in variants:
-        found = calibrations().find(gpu, variant[0], family, variant[1])
-        if found is not None:
-            return Found(
-                fit=found.fit, variant=variant, measured_on=found.measured_on, stands_in=True
-            )
+        other = known.find(gpu, variant[0], family, variant[1])
+        if other is not None:
+            return _found(other, variant, stands_in=True)
     return None
+
+
+def _found(held: Held, variant: Variant, *, stands_in: bool) -> Found:
+    return Found(
+        fit=held.fit,
+        variant=variant,
+        measured_on=held.measured_on,
+        stands_in=stands_in,
+        calibrated=held.calibrated,
+        points=held.points,
+    )
 
 
 @cache

@@ -26,7 +26,8 @@ class Row(Struct, frozen=True, kw_only=True):
     """One line of a plan. The inverse answers are None when memory sets no bound.
 
     `times` is None where only bytes were asked for; `no_times` says why there are none though they
-    were ("" where there are).
+    were ("" where there are). `calibrated` is the date of the user's own calibration among what
+    they rest on, "" without one.
     """
 
     case: Case
@@ -35,6 +36,7 @@ class Row(Struct, frozen=True, kw_only=True):
     max_concurrency: float | None
     times: Times[float] | None = None
     no_times: str = ""
+    calibrated: str = ""
 
     @property
     def has_times(self) -> bool:
@@ -122,8 +124,8 @@ def timed_case(case: Case, clock: Clock) -> Row:
     """The row of one case. Raises InputError for a damaged calibration."""
     counts = count(case.model, case.deployment, case.kv, case.workload)
     row = _sized(case, counts)
-    found, reason = times(counts, case.deployment, clock, row.estimate, row.has_times)
-    return replace(row, times=found, no_times=reason)
+    found, reason, calibrated = times(counts, case.deployment, clock, row.estimate, row.has_times)
+    return replace(row, times=found, no_times=reason, calibrated=calibrated)
 
 
 def plan_cases(cases: Iterable[Case]) -> list[Row]:
@@ -170,7 +172,8 @@ def _plan_together(cases: list[Case]) -> list[Row]:
     contexts, sequences = max_context_tokens(*asked), max_concurrency(*asked)
     table = finish(counts, deployment)
     clock = Clock(deployment.gpu, fits_for(deployment.gpu))
-    found, reason = times(counts, deployment, clock, table, table.fits | first.hypothetical)
+    shown = table.fits | first.hypothetical
+    found, reason, calibrated = times(counts, deployment, clock, table, shown)
 
     def columns(of: Struct) -> dict[str, list[Any]]:
         names = of.__struct_fields__
@@ -185,6 +188,7 @@ def _plan_together(cases: list[Case]) -> list[Row]:
             max_concurrency=_bounded(float(sequences[index])),
             times=Times(**{name: column[index] for name, column in timed.items()}),
             no_times=reason,
+            calibrated=calibrated,
         )
         for index, case in enumerate(cases)
     ]

@@ -130,7 +130,7 @@ def _kinds(
         columns = case_columns(replace(case, deployment=deployment))
         tables: list[Struct] = [estimate]
         if clocks:
-            found, columns["no_times"] = times(
+            found, columns["no_times"], _ = times(
                 counts, deployment, clocks[deployment.gpu], estimate, shown
             )
             tables.append(found)

@@ -167,14 +167,15 @@ def _prefill(
 
 def times(
     counts: Counts[Num], deployment: Deployment, clock: Clock, sized: Estimate[Num], shown: Any
-) -> tuple[Times[Num], str]:
-    """The times of a plan, and why there are none ("" where there are). They are given where
-    `shown` holds: a plan that does not fit has no times. No interval begins below the floor of the
-    plan as `sized`. Raises InputError for a damaged calibration or power model."""
+) -> tuple[Times[Num], str, str]:
+    """The times of a plan, why there are none ("" where there are), and the date of the user's own
+    calibration where it is among what they come from. They are given where `shown` holds: a plan
+    that does not fit has no times. No interval begins below the floor of the plan as `sized`.
+    Raises InputError for a damaged calibration or power model."""
     try:
         found = passes(counts, deployment, clock)
     except UnmeasuredError as reason:
-        return _nothing(counts), str(reason)
+        return _nothing(counts), str(reason), ""
     power = power_for(deployment.gpu, deployment.power_limit_w)
     first, step = found.alone.expected, found.step.expected
     sequences = counts.decode.sequences
@@ -196,7 +197,7 @@ def times(
     def token_j(joules: Any) -> Any:
         return given(joules * gpus / sequences, tpot)
 
-    return Times(
+    found_times: Times[Num] = Times(
         ttft_s=given(first.seconds, ttft),
         ttft_low_s=given(larger(first.low_s, smaller(sized.ttft_floor_s, first.seconds)), ttft),
         ttft_high_s=given(first.high_s, ttft),
@@ -243,7 +244,15 @@ def times(
             million_output_tokens_usd(usd, gpus, step_seconds=step.seconds, concurrency=sequences),
             tpot,
         ),
-    ), ""
+    )
+    return found_times, "", _calibrated(found, deployment.gpu.name)
+
+
+def _calibrated(found: Passes, gpu: str) -> str:
+    """The date of the user's own calibration of a GPU that passes rest on, "" without one."""
+    parts = (*found.alone.expected.parts, *found.step.expected.parts)
+    own = (each for part in parts for each in part.found if each.measured_on == gpu)
+    return max((each.calibrated for each in own), default="")
 
 
 def _nothing(counts: Counts[Num]) -> Times[Num]:

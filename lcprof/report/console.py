@@ -103,8 +103,8 @@ def _several(
 
 def _times_note(rows: Sequence[Row]) -> str:
     """What the times of a table mean."""
-    stacks = dict.fromkeys(STACK_NAMES[row.case.deployment.stack] for row in rows)
-    note = f"TTFT (one request alone) and TPOT as {' or '.join(stacks)}'s kernels would run them."
+    stacks = dict.fromkeys(kernels_of(row) for row in rows)
+    note = f"TTFT (one request alone) and TPOT as {' or '.join(stacks)} would run them."
     bare = [
         row
         for row in rows
@@ -373,7 +373,7 @@ def _times(row: Row) -> list[RenderableType]:
     if unsure["TTFT"] == unsure["TPOT"]:
         unsure = {"both": unsure["TTFT"]}
     least = " and ".join(f"{op} in {name}" for name, op in unsure.items() if op)
-    notes = [f"Expected on {STACK_NAMES[row.case.deployment.stack]}'s kernels. {FLOOR_NOTE}"]
+    notes = [f"Expected on {kernels_of(row)}. {FLOOR_NOTE}"]
     if least:
         notes.append(f"Least certain: {least}.")
     if row.no_times:
@@ -428,7 +428,19 @@ def _money(row: Row, found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-STACK_NAMES = {"vllm": "vLLM", "sglang": "SGLang", "trtllm": "TensorRT-LLM"}
+STACK_NAMES = {
+    "vllm": "vLLM",
+    "sglang": "SGLang",
+    "trtllm": "TensorRT-LLM",
+    "lcprof": "lcprof",
+    "torch": "PyTorch",
+}
+
+
+def kernels_of(row: Row) -> str:
+    """Whose kernels times are of, and when they were calibrated here."""
+    here = f", calibrated here on {row.calibrated}" if row.calibrated else ""
+    return printable(f"{STACK_NAMES[row.case.deployment.stack]}'s kernels{here}")
 
 
 def basis(row: Row, name: str) -> str:

@@ -144,7 +144,9 @@ def _row_lines(row: Row, found: Sequence[Residual]) -> list[RenderableType]:
         if each.metric == FLOOR:
             parts.append(f"{each.measured / each.predicted:.3g} x floor")
         else:
-            parts.append(f"{each.metric} error {100 * each.error:+.1f}%")
+            seen = ", seen by its fit" if each.held_out is False else ""
+            basis = f" ({each.basis}{seen})" if each.basis and each.metric == "seconds" else ""
+            parts.append(f"{each.metric} error {100 * each.error:+.1f}%{basis}")
     lines: list[RenderableType] = [
         Text(printable(title)),
         _below(", ".join(parts)),

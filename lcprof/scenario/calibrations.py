@@ -1,4 +1,4 @@
-"""Calibrations from the catalog or a user's file. A damaged one is refused, never patched."""
+"""Calibrations from a user's folder or the catalog. A damaged one is refused, never patched."""
 
 from __future__ import annotations
 
@@ -15,12 +15,30 @@ from lcprof.scenario.files import place, read_yaml
 
 FOLDER = Path(__file__).resolve().parent.parent / "catalog" / "calibrations"
 
+FOLDER_VARIABLE = "LCPROF_CALIBRATIONS"
+"""The environment variable that names the user's folder."""
+
 Families = Mapping[str, Mapping[str, Parameter]]
 """The parameters of each known operation family."""
 
 _TEXTS = ("gpu", "stack", "source", "licence", "date", "split")
 _RESIDUALS = ("rows", "median", "p90", "low", "high")
 _KINDS = ("large", "small")
+
+
+def user_folder() -> Path:
+    """Where a user's own calibrations lie: `$LCPROF_CALIBRATIONS`, else lcprof/calibrations in the
+    folder for users' data (XDG Base Directory Specification). It need not exist; InputError says
+    when the variable names a file."""
+    named = os.environ.get(FOLDER_VARIABLE, "")
+    if named:
+        if os.path.isfile(named):
+            raise InputError.one(f"${FOLDER_VARIABLE}", given=named, expected="a folder")
+        return Path(named)
+    given = os.environ.get("XDG_DATA_HOME", "")
+    # The specification has relative paths ignored.
+    base = Path(given) if os.path.isabs(given) else Path(os.path.expanduser("~/.local/share"))
+    return base / "lcprof" / "calibrations"
 
 
 def calibration_stacks(gpu: str) -> list[str]:
@@ -33,14 +51,18 @@ def calibration_path(gpu: str, stack: str, folder: Path = FOLDER) -> Path:
     return folder / f"{gpu}--{stack}.yaml"
 
 
-def load_calibration(gpu: str, stack: str, *, families: Families) -> Calibration | None:
-    """The catalog's calibration of a GPU and a stack, or None where there is none.
-
-    Raises InputError with every fault of a damaged file.
-    """
-    path = calibration_path(gpu, stack)
-    if not path.exists():
-        return None
+def load_calibration(
+    gpu: str, stack: str, *, families: Families, folder: Path | None = None
+) -> Calibration | None:
+    """The calibration of a GPU and a stack in a folder (the catalog's without one), or None where
+    there is none. Raises InputError with every fault of a damaged file."""
+    path = calibration_path(gpu, stack, FOLDER if folder is None else folder)
+    try:
+        if not path.exists():
+            return None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError.one(place(path), given=reason, expected="a readable folder") from None
     return read_calibration(read_yaml(path), where=place(path), gpu=gpu, families=families)
 
 
@@ -52,7 +74,7 @@ def read_calibration(data: object, *, where: str, gpu: str, families: Families) 
     """
     faults: list[Fault] = []
     reader = _Reader(where=where, faults=faults)
-    top = reader.mapping(data, "", (*_TEXTS, "fits"))
+    top = reader.mapping(data, "", (*_TEXTS, "fits"), may=("points",))
     texts = {name: reader.text(top.get(name), name) for name in _TEXTS}
     if texts["gpu"] and texts["gpu"] != gpu:
         reader.fault("gpu", shown(texts["gpu"]), f"measurements of {gpu}, no other GPU's")
@@ -72,9 +94,13 @@ def read_calibration(data: object, *, where: str, gpu: str, families: Families) 
             reader.fault(f"fits[{index}]", given, "each family and variant once")
         seen.add((fit.family, fit.variant))
         fits.append(fit)
+    points = top.get("points", [])
+    if not isinstance(points, list) or not all(isinstance(each, str) for each in points):
+        reader.fault("points", given_text(points), "a list of keys of measured rows")
+        points = []
     if faults:
         raise InputError(faults)
-    return Calibration(**texts, fits=tuple(fits))
+    return Calibration(**texts, fits=tuple(fits), points=frozenset(points))
 
 
 class _Reader:
@@ -87,8 +113,10 @@ class _Reader:
     def fault(self, key: str, given: str, expected: str) -> None:
         self.faults.append(Fault(where=self.where, key=key, given=given, expected=expected))
 
-    def mapping(self, data: object, key: str, names: tuple[str, ...]) -> dict[str, Any]:
-        """`data` with exactly `names` as its keys, as far as it has them."""
+    def mapping(
+        self, data: object, key: str, names: tuple[str, ...], may: tuple[str, ...] = ()
+    ) -> dict[str, Any]:
+        """`data` with `names` as its keys, as far as it has them; it may have others of `may`."""
         if not isinstance(data, Mapping):
             self.fault(key, given_text(data), f"a mapping of {', '.join(names)}")
             return {}
@@ -97,7 +125,7 @@ class _Reader:
             if name not in data:
                 self.fault(prefix + name, "nothing", "a value")
         for name in data:
-            if name not in names:
+            if name not in names and name not in may:
                 expected = nearest(str(name), names) or f"one of {', '.join(names)}"
                 self.fault(prefix + str(name), "an unknown key", expected)
         return dict(data)
@@ -202,7 +230,7 @@ def write_calibration(calibration: Calibration, path: Path) -> None:
     new one is."""
     import yaml
 
-    data = {name: getattr(calibration, name) for name in _TEXTS}
+    data: dict[str, Any] = {name: getattr(calibration, name) for name in _TEXTS}
     data["fits"] = [
         {
             "family": fit.family,
@@ -217,6 +245,8 @@ def write_calibration(calibration: Calibration, path: Path) -> None:
         }
         for fit in calibration.fits
     ]
+    if calibration.points:
+        data["points"] = sorted(calibration.points)
     text = yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=100)
     beside = path.with_name(path.name + ".part")
     beside.write_text(text, encoding="utf-8")

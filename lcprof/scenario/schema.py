@@ -156,7 +156,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = (16,)
     stack: tuple[
         Annotated[
-            Literal["vllm", "sglang", "trtllm"],
+            Literal["vllm", "sglang", "trtllm", "lcprof", "torch"],
             Meta(description="whose kernels expected times are those of", examples=["vllm"]),
         ],
         ...,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from msgspec import Struct
 from msgspec.structs import replace
 
 from lcprof.domain.calibration import Calibration, Fit
 from lcprof.domain.gpu import Gpu
 from lcprof.scenario.calibrations import FOLDER, Families, load_calibration
-from lcprof.scenario.gpus import load_gpu
+from lcprof.scenario.gpus import gpu_names, load_gpu
 
 TRANSPORT_SPREAD = 0.15
 """How much wider, in natural log, each side of an interval becomes on a GPU other than the one
@@ -16,32 +18,48 @@ measured. Parameters are fractions of ceilings, and GPUs reach about the same fr
 
 
 class Found(Struct, frozen=True, kw_only=True):
-    """A fit and the GPU it was measured on."""
+    """A fit and the GPU it was measured on. `calibrated` is the date of the user's calibration that
+    it comes from ("" where it is the catalog's), `points` the rows that this one saw."""
 
     fit: Fit
     measured_on: str
+    calibrated: str = ""
+    points: frozenset[str] = frozenset()
 
 
 class Calibrations:
-    """The catalog's calibrations, each read once, when it is first asked for.
+    """A user's calibrations and the catalog's, each read once, when it is first asked for; where
+    both have a fit the user's counts. Without `own_folder` it is the catalog alone.
 
     `families` are the parameters of each operation family, which a file must give.
     """
 
-    def __init__(self, families: Families) -> None:
+    def __init__(self, families: Families, own_folder: Path | None = None) -> None:
         self.families = families
-        self._held: dict[tuple[str, str], Calibration | None] = {}
+        self.own_folder = own_folder
+        self._held: dict[tuple[Path, str, str], Calibration | None] = {}
         self._nearest: dict[tuple[str, str], list[str]] = {}
 
     def own(self, gpu: str, stack: str, family: str, variant: str) -> Found | None:
         """The fit of a stack's variant that was measured on `gpu`. Raises InputError for a damaged
         calibration."""
-        key = gpu, stack
+        for folder in self._folders():
+            calibration = self._read(folder, gpu, stack)
+            fit = calibration.fit(family, variant) if calibration else None
+            if calibration is None or fit is None:
+                continue
+            date = calibration.date if folder is self.own_folder else ""
+            return Found(fit=fit, measured_on=gpu, calibrated=date, points=calibration.points)
+        return None
+
+    def _folders(self) -> tuple[Path, ...]:
+        return (FOLDER,) if self.own_folder is None else (self.own_folder, FOLDER)
+
+    def _read(self, folder: Path, gpu: str, stack: str) -> Calibration | None:
+        key = folder, gpu, stack
         if key not in self._held:
-            self._held[key] = load_calibration(gpu, stack, families=self.families)
-        calibration = self._held[key]
-        fit = calibration.fit(family, variant) if calibration else None
-        return Found(fit=fit, measured_on=gpu) if fit else None
+            self._held[key] = load_calibration(gpu, stack, families=self.families, folder=folder)
+        return self._held[key]
 
     def find(self, gpu: Gpu, stack: str, family: str, variant: str) -> Found | None:
         """The fit of a stack's variant for `gpu`: its own, or that of the most alike GPU that has
@@ -52,7 +70,7 @@ class Calibrations:
         for name in self._by_likeness(gpu, stack):
             found = self.own(name, stack, family, variant)
             if found is not None:
-                return Found(fit=widened(found.fit), measured_on=name)
+                return replace(found, fit=widened(found.fit))
         return None
 
     def _by_likeness(self, gpu: Gpu, stack: str) -> list[str]:
@@ -66,8 +84,14 @@ class Calibrations:
 
         key = gpu.name, stack
         if key not in self._nearest:
-            names = (path.stem.partition("--")[0] for path in FOLDER.glob(f"*--{stack}.yaml"))
-            self._nearest[key] = sorted((n for n in names if n != gpu.name), key=unlike)
+            names = {
+                path.stem.partition("--")[0]
+                for folder in self._folders()
+                for path in folder.glob(f"*--{stack}.yaml")
+            }
+            # A user's file may be of a GPU that the catalog does not know: nothing is like it.
+            known = names & set(gpu_names()) - {gpu.name}
+            self._nearest[key] = sorted(known, key=unlike)
         return self._nearest[key]
 
 

@@ -145,3 +145,20 @@ def test_rows_are_taken_and_joined_through_calls_within_calls() -> None:
     assert part.kind == "plain"
     whole = joined([part, call])
     assert whole.inner.depth.tolist() == [10, 30, 0, 10, 20, 30]
+
+
+def test_a_prior_holds_what_no_row_determines_and_gives_way_to_rows() -> None:
+    prior = {"launch_s": 1e-5, "stream": 0.4, "idle": 0.8}
+    found = fit_parameters(drawn(), GPU, prior=prior)
+    assert found["idle"] == pytest.approx(0.8, rel=1e-3)
+    assert found["launch_s"] == pytest.approx(4e-6, rel=0.05)
+    assert found["stream"] == pytest.approx(0.8, rel=0.02)
+
+
+def test_few_kinds_of_shapes_make_a_wider_interval() -> None:
+    many = fit_variant(drawn(), GPU).residuals["large"]
+    few = fit_variant(replace(drawn(), kinds=1), GPU).residuals["large"]
+    assert (few.median, few.p90) == (many.median, many.p90)
+    # 1 + 3 / kinds + 2 / rows: four with one kind, one and a quarter with twelve.
+    assert few.low < 2 * many.low
+    assert few.high > 2 * many.high

@@ -9,6 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 import lcprof
+from lcprof.cost.expected.own import OWN
 from lcprof.domain.deployment import STACKS
 from lcprof.plan.row import Row, plan_cases
 from lcprof.plan.times import BASES, OPERATIONS, named
@@ -131,8 +132,18 @@ def test_a_gpu_without_a_price_has_times_and_no_cost() -> None:
 
 
 def test_stacks_differ() -> None:
-    rows = [plan(gpu="h200-sxm", context="32K", stack=stack) for stack in STACKS]
-    assert len({row.columns()["tpot_s"] for row in rows}) == len(STACKS)
+    published = [stack for stack in STACKS if stack not in OWN]
+    rows = [plan(gpu="h200-sxm", context="32K", stack=stack) for stack in published]
+    assert len({row.columns()["tpot_s"] for row in rows}) == len(published)
+
+
+@pytest.mark.parametrize("gpu", ["h100-sxm", "a100-80gb-sxm", "l40s", "b200"])
+@pytest.mark.parametrize("stack", OWN)
+def test_stacks_to_be_measured_plan_on_any_gpu(stack: str, gpu: str) -> None:
+    for kv in ("bf16", "int8", "kivi", "quest:page=16,top=256", "window:tokens=4096"):
+        found = plan(gpu=gpu, stack=stack, kv=kv, context="32K").columns()
+        assert found["tpot_s"] > found["tpot_floor_s"]
+        assert found["ttft_s"] > found["ttft_floor_s"]
 
 
 def test_coded_columns_say_their_names() -> None:

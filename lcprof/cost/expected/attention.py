@@ -19,6 +19,7 @@ from lcprof.cost.expected.kernels import (
     sparse_module,
     step_attention,
 )
+from lcprof.cost.expected.own import chooses_pages
 from lcprof.cost.expected.products import one_product
 from lcprof.cost.expected.task import Task, UnmeasuredError, Variant
 from lcprof.cost.operation import ACTIVATION_BYTES
@@ -43,6 +44,7 @@ from lcprof.cost.timing.prefill_attention import PREFILL_ATTENTION, PrefillAtten
 from lcprof.domain.deployment import Deployment
 from lcprof.domain.kv import KvStrategy
 from lcprof.domain.kv.dense import Dense
+from lcprof.domain.kv.formats import choosing_bytes, element_bytes
 from lcprof.domain.kv.stream import Stream, streams
 from lcprof.domain.model import (
     GroupedAttention,
@@ -112,7 +114,7 @@ def _grouped_prompt(
 ) -> list[Task]:
     if mixer.selection is not None:
         raise UnmeasuredError("block-sparse attention has no measured kernel")
-    how = prompt_attention(deployment, kv)
+    how = prompt_attention(deployment, kv, float(mixer.k_dim))
     share = cut_share(mixer.q_heads, deployment.tp)
     bounds = caps(mixer, kv)
     whole: Num = tokens
@@ -322,13 +324,6 @@ def step_tasks(
     raise UnmeasuredError("compressed attention has no measured kernel")
 
 
-def _element_bytes(kv: KvStrategy, stream: Stream, read: Num) -> Num:
-    """Bytes that a step reads for each cached K or V element, scales included."""
-    elements = stream.heads * (stream.k_elements + stream.v_elements) / stream.tokens_per_entry
-    each: Num = kv.payload_bytes(stream, read) / (read * elements)
-    return each
-
-
 SCAN_ROW_BYTES = 16384.0
 """What one thread block reads of what a strategy chooses by, at a time."""
 
@@ -365,6 +360,11 @@ def _grouped_step(
     kv_heads = mixer.kv_heads * cut_share(mixer.kv_heads, deployment.tp)
     q_heads = mixer.q_heads * cut_share(mixer.q_heads, deployment.tp) * deployment.dcp
     windowed = stream.cap_tokens is not None or kv.sight() is not None
+    each = element_bytes(kv, stream, read)
+    share = kv_heads / mixer.kv_heads / cut
+    chosen: list[Task] = _select(deployment, kv, stream, sequences, context_tokens, share)
+    if chooses_pages(deployment, kv):
+        each, chosen = choosing_bytes(kv, stream, context_tokens), []
     call = DecodeAttentionCall(
         batch=sequences,
         q_heads=q_heads,
@@ -372,14 +372,12 @@ def _grouped_step(
         head_dim=(mixer.k_dim + mixer.v_dim) / 2.0,
         context_tokens=read / cut,
         window_tokens=0.0,
-        kv_bytes_per_element=_element_bytes(kv, stream, read),
+        kv_bytes_per_element=each,
     )
     variants = step_attention(
         deployment, kv, grouped=mixer.q_heads > mixer.kv_heads, windowed=windowed
     )
     task = Task(operation=ATTENTION, family=DECODE_ATTENTION, variants=variants, call=call)
-    share = kv_heads / mixer.kv_heads / cut
-    chosen: list[Task] = _select(deployment, kv, stream, sequences, context_tokens, share)
     gathered: list[Task] = _gathers(deployment, sequences * (q_heads * mixer.k_dim))
     return [task, *chosen, *gathered]
 
@@ -411,7 +409,7 @@ def _latent_step(
     narrow, plain = _narrow_weights(mixer, deployment)
     latents = next(stream for stream in streams(mixer) if stream.kind == "kv")
     read: Num = kv.read_tokens(latents, context_tokens)
-    each = _element_bytes(kv, latents, read)
+    each = element_bytes(kv, latents, read)
     chosen: list[Task] = _select(deployment, kv, latents, sequences, context_tokens, 1.0 / cut)
     if mixer.indexer is not None:
         _refuse_strategy(mixer, deployment, kv)

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from lcprof.cost.expected.own import OWN, is_new, own_prompt, own_step
 from lcprof.cost.expected.task import Variant
 from lcprof.domain.deployment import NODE_GPUS, Deployment
 from lcprof.domain.gpu import Gpu
 from lcprof.domain.kv import KvStrategy
 from lcprof.domain.weights import WeightFormat
 
-NEW = ("Hopper", "Blackwell")
-"""Architectures that run FlashAttention 3 or what came after it."""
 SAME_LIBRARY = frozenset({"bfloat16"})
 """Variants that are one library's (cuBLAS) in every stack."""
 WITH = {
@@ -33,11 +32,6 @@ def alike(stack: str, variant: str) -> tuple[Variant, ...]:
     """A stack's variant, then those of the same name that other stacks were measured with."""
     others = tuple((each, variant) for each in WITH[variant] if each != stack)
     return ((stack, variant), *others)
-
-
-def is_new(gpu: Gpu) -> bool:
-    """Whether the GPU runs Hopper's kernels or later ones."""
-    return gpu.architecture in NEW
 
 
 def cache_kind(kv: KvStrategy) -> str:
@@ -72,7 +66,8 @@ class Product(Struct, frozen=True, kw_only=True):
 
 def product(stack: str, gpu: Gpu, stored: WeightFormat) -> Product:
     """The product of a stored format. A dtype that the GPU has no unit for is widened in
-    registers."""
+    registers. PyTorch multiplies for lcprof's kernels."""
+    stack = "torch" if stack in OWN else stack
     bf16 = (*alike(stack, "bfloat16"), ("vidur", "float16"))
     bytes_each = stored.matrix_bytes(8192, 8192) / 8192**2
     if stored.compute == "fp8" and "fp8" in gpu.peak_flops:
@@ -140,10 +135,15 @@ class PromptKernel(Struct, frozen=True, kw_only=True):
     kernel: str
 
 
-def prompt_attention(deployment: Deployment, kv: KvStrategy) -> PromptKernel:
+def prompt_attention(
+    deployment: Deployment, kv: KvStrategy, head_dim: float = 128.0
+) -> PromptKernel:
     """The kernel of prefill attention. With an fp8 cache the newer ones also multiply in fp8; any
     other narrow cache is widened first."""
     stack, gpu = deployment.stack, deployment.gpu
+    if stack in OWN:
+        own_variants, tiles = own_prompt(deployment, head_dim)
+        return PromptKernel(variants=own_variants, compute="bf16", kernel=tiles)
     fp8 = cache_kind(kv) == "fp8" and "fp8" in gpu.peak_flops
     if is_new(gpu):
         plain = "bf16, bf16 cache"
@@ -170,6 +170,8 @@ def step_attention(
 ) -> tuple[Variant, ...]:
     """The kernels of decode attention."""
     stack, dtype = deployment.stack, measured_cache(kv)
+    if stack in OWN:
+        return own_step(deployment, kv, windowed=windowed)
     if not is_new(deployment.gpu):
         unmeasured = ((stack, f"{cache_kind(kv)} cache"),) if cache_kind(kv) != "bf16" else ()
         own: dict[str, Variant] = {
@@ -221,7 +223,7 @@ def latent_step(
 
 
 def _latent_meant(deployment: Deployment, kv: KvStrategy, *, plain: bool) -> tuple[Variant, ...]:
-    if deployment.stack == "sglang" or not plain:
+    if deployment.stack in ("sglang", *OWN) or not plain:
         return ((deployment.stack, "latent attention module"),)
     return meant(deployment.stack, kv)
 
@@ -235,7 +237,8 @@ def sparse_module(deployment: Deployment, kv: KvStrategy, phase: str) -> tuple[V
     else:
         kernel = "flashmla_kv" if dtype == "fp8" else "fa3"
     sglang = ("sglang", f"{phase} {kernel}, {dtype} cache")
-    own: tuple[Variant, ...] = (("trtllm", "sparse module"),) if stack == "trtllm" else ()
+    unmeasured = stack in ("trtllm", *OWN)
+    own: tuple[Variant, ...] = ((stack, "sparse module"),) if unmeasured else ()
     order = (sglang, vllm) if stack == "sglang" else (vllm, sglang)
     return (*meant(stack, kv), *own, *order)
 
@@ -283,6 +286,8 @@ def own_all_reduce(deployment: Deployment, *, eager: bool) -> tuple[Variant, ...
         return BETWEEN_NODES
     if is_on_bus(deployment.gpu, deployment.tp):
         return ON_BUS
+    if deployment.stack in OWN:
+        return (("nccl", "nccl"),)
     own = alike(deployment.stack, "all_reduce")
     return (*(alike(deployment.stack, "all_reduce eager") if eager else ()), *own, ("nccl", "nccl"))
 

@@ -45,12 +45,15 @@ class Task(Struct, frozen=True, kw_only=True):
 
 class Found(Struct, frozen=True, kw_only=True, eq=False):
     """The fit that predicts a task: the variant it was made for, on which GPU, and whether it
-    `stands_in` for another kernel's or another GPU's."""
+    `stands_in` for another kernel's or another GPU's. `calibrated` is the date of the user's own
+    calibration that it comes from ("" where it is none), `points` the rows that this one saw."""
 
     fit: Fit
     variant: Variant
     measured_on: str
     stands_in: bool
+    calibrated: str = ""
+    points: frozenset[str] = frozenset()
 
 
 Fits: TypeAlias = Callable[[str, tuple[Variant, ...]], Found | None]

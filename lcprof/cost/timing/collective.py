@@ -14,6 +14,7 @@ another above a size.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,8 +57,9 @@ OWN_LIMITS = {
     ("sglang", True): 16.0 * MIB,
     ("trtllm", False): MIB,
     ("trtllm", True): MIB,
+    **dict.fromkeys(itertools.product(("lcprof", "torch"), (False, True)), 0.0),
 }
-"""Largest buffer of each engine's own all-reduce, before and since Hopper."""
+"""Largest buffer of each engine's own all-reduce, before and since Hopper; PyTorch calls NCCL."""
 PAIR_LIMIT_BYTES = 4.0 * MIB
 """TensorRT-LLM's limit between two GPUs, since Hopper."""
 SWITCHED_RANKS = 8

@@ -1,8 +1,9 @@
 """Time of one decode step's latent attention (MLA), the part between the projections.
 
 All heads read one latent vector per token, so a head adds work but no bytes: with 128 heads a step
-is bound by compute. A CTA takes 64 heads of one sequence, or an even share of all tokens where the
-kernel splits them. DeepSeek-V2, arXiv 2405.04434, section 2.1, in its absorbed form.
+is bound by compute. A CTA takes 64 heads of one sequence (lcprof's kernel fewer, of fewer), or an
+even share of all tokens where the kernel splits them. DeepSeek-V2, arXiv 2405.04434, section 2.1,
+in its absorbed form.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ PARAMETERS = {
 class MlaDecodeCall(Struct, frozen=True, kw_only=True):
     """A decode step of `batch` sequences with `context_tokens` each, the new token included. Heads
     are one GPU's; `compute` is the dtype of the products; `splits` whether the kernel spreads one
-    sequence's tokens over SMs."""
+    sequence's tokens over SMs; `tile_heads` how many heads a CTA takes."""
 
     batch: Any
     q_heads: Any
@@ -67,6 +68,7 @@ class MlaDecodeCall(Struct, frozen=True, kw_only=True):
     kv_bytes_per_element: Any
     compute: str
     splits: bool = True
+    tile_heads: Any = HEADS_PER_TILE
 
 
 def kv_bytes(call: MlaDecodeCall) -> Any:
@@ -83,9 +85,9 @@ def flops(call: MlaDecodeCall) -> Any:
 
 def seconds(call: MlaDecodeCall, ceilings: Ceilings, parameters: Mapping[str, float]) -> Any:
     """Time of the call."""
-    tiles = num.ceil(call.q_heads / HEADS_PER_TILE)
+    tiles = num.ceil(call.q_heads / call.tile_heads)
     items = call.batch * tiles
-    token_flops = 2.0 * (2.0 * LATENT_DIM + ROPE_DIM) * HEADS_PER_TILE
+    token_flops = 2.0 * (2.0 * LATENT_DIM + ROPE_DIM) * call.tile_heads
     rate = ceilings.flops_per_s(call.compute) * parameters["compute"] / ceilings.sm_count
     token_bytes = (LATENT_DIM + ROPE_DIM) * call.kv_bytes_per_element
     token_s = token_flops / rate + token_bytes / parameters["cta_bytes_per_s"]

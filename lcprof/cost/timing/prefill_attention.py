@@ -28,12 +28,13 @@ fill waves to 0.85 of the best, which with up to 128 parts is nearly full (`num_
 
 class Kernel(Struct, frozen=True, kw_only=True):
     """What is known of a kernel's tiles: the head dimensions it is built for (others are padded
-    up), its query rows for heads of less than 128 and of more, and whether it splits the keys of
-    encoders and of chunks after a prefix."""
+    up), its query rows for heads of less than 128, of 128 and of more (`rows` where `wide_rows` is
+    0), and whether it splits the keys of encoders and of chunks after a prefix."""
 
     head_dims: tuple[float, ...]
     small_head_rows: float = 128.0
     rows: float = 128.0
+    wide_rows: float = 0.0
     splits_keys: bool = False
 
 
@@ -46,9 +47,19 @@ KERNELS = {
     "flashinfer": Kernel(head_dims=(64.0, 128.0, 256.0), splits_keys=True),
     "fmha": Kernel(head_dims=(64.0, 128.0, 192.0, 256.0)),
     "fmha_ampere": Kernel(head_dims=(64.0, 128.0, 192.0, 256.0), small_head_rows=64.0, rows=64.0),
+    "cudnn": Kernel(head_dims=(64.0, 128.0, 192.0, 256.0)),
+    "triton": Kernel(
+        head_dims=(64.0, 96.0, 128.0, 192.0, 256.0),
+        small_head_rows=64.0,
+        rows=64.0,
+        wide_rows=128.0,
+    ),
+    "triton_ampere": Kernel(head_dims=(64.0, 96.0, 128.0, 192.0, 256.0)),
 }
 """FlashAttention 2 and 3 (their tile size tables), the latter on absorbed latent attention,
-FlashInfer, and TensorRT-LLM's fused attention on Hopper and Ampere."""
+FlashInfer, TensorRT-LLM's fused attention on Hopper and Ampere, cuDNN's (which does not publish its
+tiles), and lcprof's on Hopper and Ampere. Of lcprof's two dimensions are rounded: on Hopper heads
+of 96 have 128 rows, on Ampere heads of 256 have 64."""
 EXPONENTIALS_PER_CLOCK = 16.0
 """Of one SM's special function units (NVIDIA CUDA programming guide, instruction throughput)."""
 LARGE_FLOPS = 2e10
@@ -172,6 +183,7 @@ def seconds(call: PrefillAttentionCall, ceilings: Ceilings, parameters: Mapping[
     kernel = KERNELS[call.kernel]
     qk_dim, v_dim = padded(call.qk_dim, kernel.head_dims), padded(call.v_dim, kernel.head_dims)
     rows = num.choose(qk_dim < 128.0, kernel.small_head_rows, kernel.rows)
+    rows = num.choose(qk_dim > 128.0, kernel.wide_rows or kernel.rows, rows)
     tiles = num.ceil(call.query_tokens / rows)
     windowed = call.window_tokens > 0
     edges = num.choose(windowed, 2.0, call.causal + 0.0)
