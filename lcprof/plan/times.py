@@ -8,7 +8,7 @@ from typing import Any, Generic
 from msgspec import Struct
 
 from lcprof.cost.decode import Step
-from lcprof.cost.expected.draw import drawn
+from lcprof.cost.expected.draw import Drawn, drawn
 from lcprof.cost.expected.kernels import prompt_attention
 from lcprof.cost.expected.task import Timed, UnmeasuredError
 from lcprof.cost.expected.whole import Clock, Expected, decode_expected, prefill_expected
@@ -111,16 +111,13 @@ def timings(
     return first, step, decode_expected(model, deployment, kv, end, clock)
 
 
-def times(
-    counts: Counts[Num], deployment: Deployment, clock: Clock, shown: Any
-) -> tuple[Times[Num], str]:
-    """The times of a plan, and why there are none ("" where there are). They are given where
-    `shown` holds: a plan that does not fit has no times. Raises InputError for a damaged
-    calibration or power model, or a power limit that leaves nothing above idle."""
-    try:
-        burst, first_step, last_step = timings(counts, deployment, clock)
-    except UnmeasuredError as reason:
-        return _nothing(counts), str(reason)
+def sustained_timings(
+    counts: Counts[Num], deployment: Deployment, clock: Clock
+) -> tuple[Drawn, Drawn, tuple[Expected, Expected]]:
+    """A prefill and the first decode step after it, both held to the power limit, then the first
+    and the last step as bursts. Raises UnmeasuredError, and InputError for a damaged power model or
+    a limit that leaves nothing above idle."""
+    burst, first_step, last_step = timings(counts, deployment, clock)
     power = power_for(deployment.gpu, deployment.power_limit_w)
     stage = counts.prefill.stages[0]
     ranks = deployment.tp * deployment.cp * deployment.pp
@@ -134,7 +131,22 @@ def times(
         attention_compute=prompt_attention(deployment, counts.kv).compute,
     )
     stepping = drawn(first_step, counts.step.stages[0], power, prompt=False)
+    return reading, stepping, (first_step, last_step)
+
+
+def times(
+    counts: Counts[Num], deployment: Deployment, clock: Clock, shown: Any
+) -> tuple[Times[Num], str]:
+    """The times of a plan, and why there are none ("" where there are). They are given where
+    `shown` holds: a plan that does not fit has no times. Raises InputError for a damaged
+    calibration or power model, or a power limit that leaves nothing above idle."""
+    try:
+        reading, stepping, bursts = sustained_timings(counts, deployment, clock)
+    except UnmeasuredError as reason:
+        return _nothing(counts), str(reason)
+    power = power_for(deployment.gpu, deployment.power_limit_w)
     first, step = reading.expected, stepping.expected
+    first_step, last_step = bursts
     slower = step.seconds / first_step.seconds
     decode_s = (first_step.seconds + last_step.seconds) / 2.0 * slower
     decode_s = decode_s * (counts.output_tokens - 1.0)

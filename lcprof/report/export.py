@@ -7,7 +7,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,10 +34,15 @@ def json_text(rows: Sequence[Row], engines: Sequence[Mapping[str, Any]] = ()) ->
 def csv_text(rows: Sequence[Row]) -> str:
     """The rows as CSV with a header; None is an empty cell."""
     table = records(rows)
+    return csv_table(list(table[0]) if table else [], table)
+
+
+def csv_table(names: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> str:
+    """Mappings by column name as CSV with a header; None is an empty cell."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fieldnames=list(table[0]) if table else [], lineterminator="\n")
+    writer = csv.DictWriter(buffer, fieldnames=names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: _cell(value) for name, value in row.items()} for row in table)
+    writer.writerows({name: _cell(value) for name, value in line.items()} for line in lines)
     return buffer.getvalue()
 
 

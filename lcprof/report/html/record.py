@@ -1,0 +1,445 @@
+"""The record of a page: every table that it shows, gathered once, from which it is rebuilt.
+
+A table maps columns to values of one length. Where `axes` stand beside them, the columns are flat
+over the axes' values, the last axis fastest.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+
+from lcprof import __version__
+from lcprof.cost.expected.task import Found
+from lcprof.domain.gpu import Gpu
+from lcprof.errors import InputError
+from lcprof.plan import study
+from lcprof.plan.fits import power_for
+from lcprof.plan.row import Row
+from lcprof.report.bar import PARTS
+from lcprof.report.console import BREAKS, Answers, position_note
+from lcprof.report.export import csv_table, records
+from lcprof.report.screen import printable, shorten
+from lcprof.report.table import HEADS, abbreviated, shown, varying
+
+if TYPE_CHECKING:
+    from lcprof.report.engine import EngineAnswer
+
+FORMAT = 1
+"""The version of a record; a page is built from records of this version alone."""
+MOST_ROWS = 40
+MOST_BARS = 16
+MOST_LINES = 6
+MOST_NOTES = 12
+MOST_OFFERS = 3
+LABEL = 60
+DIGITS = 6
+GRID_DIGITS = 5
+TEXT_LIMIT = 10_000
+
+Table = dict[str, Any]
+
+
+class Asked(Struct, frozen=True, kw_only=True):
+    """What a page is about: the file's `question` and `note`, the `command` that rebuilds it, and
+    the `date` that its maker gave ("" for none)."""
+
+    question: str = ""
+    note: str = ""
+    command: str = ""
+    date: str = ""
+
+
+def record_of(
+    rows: Sequence[Row],
+    answers: Answers,
+    engines: Sequence[EngineAnswer],
+    gpus: Iterable[Gpu],
+    asked: Asked,
+) -> dict[str, Any]:
+    """The record of a plan's page. `answers` and `engines` are those of `study.chosen(rows)`,
+    `gpus` what the sliders may choose from."""
+    row = answers.row
+    ordered = _ordered(rows, row)
+    kept = ordered[:MOST_ROWS]
+    labels = _labels(kept)
+    tables: dict[str, Table] = {
+        "about": _about(rows, kept, row, asked),
+        "rows": _rows(kept, labels),
+        "memory": _memory(kept, labels),
+        "limits": _limits(answers),
+        "offers": _offers(answers),
+        **_curves(kept, labels, row),
+        **_operations(row),
+        **_grid(rows, kept, labels, row, gpus),
+        "launch": _launch(engines),
+        "notes": _notes(rows, kept, row),
+    }
+    return {"format": FORMAT, "lcprof": __version__, "tables": tables}
+
+
+def write_record(record: Mapping[str, Any]) -> str:
+    """A record as JSON: one line a column, keys in their order."""
+    lines: list[str] = []
+    for name, table in record["tables"].items():
+        parts = []
+        for part in ("axes", "columns"):
+            if part in table:
+                columns = ",\n    ".join(
+                    f"{json.dumps(key)}: {_compact(values)}" for key, values in table[part].items()
+                )
+                parts.append(f'"{part}": {{\n    {columns}}}')
+        lines.append(f"  {json.dumps(name)}: {{{', '.join(parts)}}}")
+    tables = ",\n".join(lines)
+    head = f'"format": {record["format"]}, "lcprof": {json.dumps(record["lcprof"])}'
+    return f'{{{head}, "tables": {{\n{tables}\n}}}}\n'
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A record from its file. Raises InputError for what is no record, or one of another
+    version, which it names."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not JSON"
+        raise InputError.one(
+            str(path), given=reason, expected="a record that lcprof report wrote"
+        ) from None
+    version = record.get("format") if isinstance(record, dict) else None
+    if version != FORMAT:
+        made = record.get("lcprof", "unknown") if isinstance(record, dict) else "unknown"
+        raise InputError.one(
+            str(path),
+            "format",
+            given=f"{version} (lcprof {made})",
+            expected=f"a record of format {FORMAT}, as lcprof {__version__} writes",
+        )
+    return dict(record)
+
+
+def expanded(table: Table) -> dict[str, list[Any]]:
+    """A table's columns, its axes repeated over the points that they span."""
+    axes: dict[str, list[Any]] = table.get("axes", {})
+    size = math.prod(len(values) for values in axes.values())
+    columns: dict[str, list[Any]] = {}
+    inner = size
+    for name, values in axes.items():
+        inner //= len(values)
+        once = [value for value in values for _ in range(inner)]
+        columns[name] = once * (size // len(once))
+    return {**columns, **table["columns"]}
+
+
+def table_csv(table: Table) -> str:
+    """A table as CSV."""
+    columns = expanded(table)
+    values = zip(*columns.values(), strict=True)
+    return csv_table(list(columns), [dict(zip(columns, each, strict=True)) for each in values])
+
+
+def _compact(value: object) -> str:
+    return json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+
+
+def rounded(value: Any, digits: int = DIGITS) -> Any:
+    """Numbers to so many digits, whole ones as ints; what is not finite is None."""
+    if isinstance(value, bool) or not isinstance(value, float):
+        return value
+    if not math.isfinite(value):
+        return None
+    near = float(f"{value:.{digits}g}") if not value.is_integer() else value
+    return int(near) if near.is_integer() and abs(near) < 2**53 else near
+
+
+def _round(table: Mapping[str, Sequence[Any]], digits: int = DIGITS) -> dict[str, list[Any]]:
+    return {name: [rounded(value, digits) for value in values] for name, values in table.items()}
+
+
+def _columns(names: Sequence[str], lines: Sequence[Sequence[Any]]) -> Table:
+    columns = {name: [line[index] for line in lines] for index, name in enumerate(names)}
+    return {"columns": _round(columns)}
+
+
+def _ordered(rows: Sequence[Row], row: Row) -> list[Row]:
+    """The row that was chosen, the first as it was asked for, then what fits by preference."""
+    others = [each for each in rows[1:] if each is not row]
+    ranked = sorted(others, key=study.rank)
+    first = [] if rows[0] is row else [rows[0]]
+    return [row, *first, *ranked]
+
+
+def _labels(rows: Sequence[Row]) -> list[str]:
+    """What sets each row apart, no two alike."""
+    names = varying(rows)
+    labels: list[str] = []
+    for row in rows:
+        columns = row.columns()
+        parts = []
+        for name in names:
+            text = shown(name, columns[name])
+            if name == "kv":
+                text = abbreviated(text)
+            bare = name in ("model", "gpu", "kv")
+            parts.append(text if bare else f"{HEADS.get(name, name)} {text}")
+        labels.append(shorten(", ".join(parts), LABEL))
+    seen: dict[str, int] = {}
+    for index, label in enumerate(labels):
+        seen[label] = seen.get(label, 0) + 1
+        if seen[label] > 1:
+            labels[index] = f"{label} ({seen[label]})"
+    return labels
+
+
+def _about(rows: Sequence[Row], kept: Sequence[Row], row: Row, asked: Asked) -> Table:
+    columns = row.columns()
+    title = f"{columns['model']} on {columns['gpus']} x {columns['gpu']}"
+    facts = {
+        "title": printable(asked.question or title)[:TEXT_LIMIT],
+        "subject": printable(title),
+        "note": printable(asked.note)[:TEXT_LIMIT],
+        "rows_planned": len(rows),
+        "rows_fitting": sum(bool(each.estimate.fits) for each in rows),
+        "rows_shown": len(kept),
+        "chosen": 0,
+        "asked": next(i for i, each in enumerate(kept) if each is rows[0]),
+        "no_times": row.no_times,
+        "command": asked.command,
+        "lcprof_version": __version__,
+        "date": printable(asked.date),
+    }
+    return {"columns": {name: [value] for name, value in facts.items()}}
+
+
+def _rows(rows: Sequence[Row], labels: Sequence[str]) -> Table:
+    lines = []
+    for row, label, columns in zip(rows, labels, records(rows), strict=True):
+        worst = row.case.kv.risks()[0]
+        risk, why, source = worst.name, worst.why, worst.source
+        weights = row.case.deployment.weights
+        if weights is not None and weights.bits < study.SAFE_BITS and worst.level < 2:
+            risk, why = "some", f"{weights.name} weights in fewer than 8 bits"
+            source = "depends on the quantiser; evaluate the checkpoint"
+        limits = {} if row.estimate.fits else {"limited_by": BREAKS[row.estimate.limited_by]}
+        extra = {"risk": risk, "risk_why": why, "risk_source": source}
+        lines.append({"label": label, **extra, **columns, **limits})
+    return _columns(list(lines[0]), [list(line.values()) for line in lines])
+
+
+def _memory(rows: Sequence[Row], labels: Sequence[str]) -> Table:
+    lines = []
+    for row, label in zip(rows[:MOST_BARS], labels, strict=False):
+        capacity = row.estimate.capacity_bytes_per_gpu
+        for part in PARTS[:-1]:
+            held = part.bytes_held(row.estimate)
+            lines.append((label, part.name, round(held), round(capacity)))
+    return _columns(("label", "part", "bytes", "capacity_bytes_per_gpu"), lines)
+
+
+def _limits(answers: Answers) -> Table:
+    fewest = answers.fewest.case.deployment if answers.fewest else None
+    facts = {
+        "max_context_tokens": answers.row.max_context_tokens,
+        "max_concurrency": answers.row.max_concurrency,
+        "fewest_gpus": fewest.gpus if fewest else None,
+        "fewest_layout": f"tp {fewest.tp}, pp {fewest.pp}, dcp {fewest.dcp}" if fewest else None,
+        "breaks": BREAKS.get(answers.breaks, ""),
+        "grows": answers.grows,
+        "attention_crossover_tokens": answers.attention_crossover_tokens,
+        "kv_crossover_tokens": answers.kv_crossover_tokens,
+    }
+    return _columns(list(facts), [list(facts.values())])
+
+
+def _offers(answers: Answers) -> Table:
+    names = ("flags", "why", "fits", "total_bytes_per_gpu")
+    lines = [
+        (
+            printable(offer.flags),
+            printable(offer.why),
+            bool(offer.row.estimate.fits),
+            round(offer.row.estimate.total_bytes_per_gpu),
+        )
+        for offer in answers.offers[:MOST_OFFERS]
+    ]
+    return _columns(names, lines)
+
+
+CURVE = (
+    *("context_tokens", "ttft_s", "ttft_low_s", "ttft_high_s", "ttft_floor_s", "ttft_basis"),
+    *("tpot_s", "tpot_low_s", "tpot_high_s", "tpot_floor_s", "tpot_basis"),
+    *("total_bytes_per_gpu", "capacity_bytes_per_gpu"),
+)
+LINE = (
+    *("context_tokens", "kv_reserved_bytes_per_gpu", "total_bytes_per_gpu"),
+    *("capacity_bytes_per_gpu", "max_concurrency"),
+)
+BATCH = (
+    *("concurrency", "total_bytes_per_gpu", "tpot_s", "output_tokens_per_s"),
+    *("usd_per_million_output_tokens", "output_token_j", "output_token_low_j"),
+    "output_token_high_j",
+)
+
+
+def _curves(rows: Sequence[Row], labels: Sequence[str], row: Row) -> dict[str, Table]:
+    """What lies around the chosen row, and along the contexts of the strategies beside it."""
+    case = row.case
+    planned = [case.workload.context_tokens, rows[0].case.workload.context_tokens]
+    contexts = study.lengths(case, planned, study.PER_OCTAVE)
+    curve = study.table_of(study.swept(case, contexts, [case.workload.concurrency]), CURVE)
+    shares = study.context_shares(case, contexts)
+    few = study.lengths(case, planned, 2)
+    lines: dict[str, list[Any]] = {name: [] for name in ("label", *LINE)}
+    first = {id(kind) for kind in study.kinds(each.case for each in rows)}
+    names = {id(each): label for each, label in zip(rows, labels, strict=True)}
+    for each in study.unlike([each for each in rows if id(each.case) in first], MOST_LINES):
+        table = study.table_of(study.swept(each.case, few, [each.case.workload.concurrency]), LINE)
+        lines["label"] += [names[id(each)]] * len(few)
+        for name in LINE:
+            lines[name] += table[name]
+    most = min(row.max_concurrency or study.MOST_SEQUENCES, study.MOST_SEQUENCES)
+    sequences = study.batches(most, [case.workload.concurrency])
+    batch = study.table_of(
+        study.swept(case, [case.workload.context_tokens], sequences), BATCH
+    )
+    return {
+        "curve": {"columns": _round(curve)},
+        "shares": {"columns": _round(shares)},
+        "contexts": {"columns": _round(lines)},
+        "batch": {"columns": _round(batch)},
+    }
+
+
+def _operations(row: Row) -> dict[str, Table]:
+    """Operations, and the roofs that they lie under; nothing where no time is expected."""
+    table, kernels = study.operations(row)
+    if not table["phase"]:
+        return {}
+    flops, moved, seconds = table["flops"], table["hbm_bytes"], table["seconds"]
+    rates = [
+        (done / took if took and done else None, done / read if read and done else None)
+        for done, read, took in zip(flops, moved, seconds, strict=True)
+    ]
+    table["flops_per_s"] = [rate for rate, _ in rates]
+    table["flops_per_byte"] = [intensity for _, intensity in rates]
+    gpu = row.case.deployment.gpu
+    used = [c for c in dict.fromkeys(table["compute"]) if c and c != "vector"]
+    roofs = [(c, gpu.flops_per_s(c), gpu.bandwidth_bytes_per_s) for c in used]
+    points = [
+        (c, intensity, min(peak, intensity * bandwidth), peak, bandwidth)
+        for c, peak, bandwidth in roofs
+        for intensity in sorted({0.1, peak / bandwidth, 1e5})
+    ]
+    names = ("compute", "flops_per_byte", "flops_per_s", "peak_flops_per_s", "bandwidth_bytes_per_s")
+    return {
+        "operations": {"columns": _round(table)},
+        "roofs": _columns(names, points),
+        "kernels": _kernels(kernels),
+    }
+
+
+def _kernels(found: Sequence[Found]) -> Table:
+    lines = []
+    for each in found:
+        stack, variant = each.variant
+        held = each.fit.residuals.get("large") or next(iter(each.fit.residuals.values()))
+        standing = "stands in for what was not measured" if each.stands_in else "as planned"
+        lines.append(
+            (stack, variant, each.measured_on, each.fit.rows, held.median, held.p90, standing)
+        )
+    names = ("stack", "kernel", "measured_on", "rows")
+    return _columns((*names, "median_error_share", "p90_error_share", "use"), lines)
+
+
+def _grid(
+    rows: Sequence[Row], kept: Sequence[Row], labels: Sequence[str], row: Row, gpus: Iterable[Gpu]
+) -> dict[str, Table]:
+    found = study.grid(kept, row, gpus)
+    names = {id(r.case): label for r, label in zip(kept, labels, strict=True)}
+    axes: dict[str, list[Any]] = {
+        "label": _kind_labels([names[id(case)] for case in found.cases], found.cases),
+        "gpu": [printable(deployment.gpu.name) for deployment in found.deployments],
+        "context_tokens": [rounded(tokens) for tokens in found.contexts],
+        "concurrency": [rounded(count) for count in found.sequences],
+    }
+    prompt_axes = {name: values for name, values in axes.items() if name != "concurrency"}
+    capacity = {
+        "gpu": axes["gpu"],
+        "capacity_bytes_per_gpu": found.capacity_bytes,
+        "price_usd_per_gpu_hour": [d.usd_per_gpu_hour for d in found.deployments],
+    }
+    return {
+        "grid_steps": {"axes": axes, "columns": _round(found.step, GRID_DIGITS)},
+        "grid_prompts": {"axes": prompt_axes, "columns": _round(found.prompt, GRID_DIGITS)},
+        "grid_gpus": {"columns": _round(capacity)},
+    }
+
+
+def _kind_labels(labels: Sequence[str], cases: Sequence[Any]) -> list[str]:
+    """Labels of kinds: what the sliders set is not among what sets them apart."""
+    bare = [
+        ", ".join(
+            part
+            for part in label.split(", ")
+            if not part.startswith((f"{HEADS['context_tokens']} ", f"{HEADS['concurrency']} "))
+        )
+        for label in labels
+    ]
+    bare = [text or case.kv_spec for text, case in zip(bare, cases, strict=True)]
+    return bare if len(set(bare)) == len(bare) else list(labels)
+
+
+def _launch(engines: Sequence[EngineAnswer]) -> Table:
+    from lcprof.report.engine import launch_text
+
+    lines = []
+    for answer in engines:
+        reserved = answer.reserved
+        lines.append(
+            (
+                answer.engine.title,
+                printable_lines(launch_text(answer.launch, 100)),
+                bool(reserved.starts),
+                reserved.reason or "",
+                round(max(0.0, reserved.kv_bytes)),
+                reserved.kv_tokens,
+                reserved.max_concurrency,
+                "; ".join(f"{gap.part}: {gap.reason}" for gap in answer.launch.missing),
+            )
+        )
+    names = ("engine", "launch", "starts", "reason", "kv_bytes_per_gpu", "kv_tokens")
+    return _columns((*names, "max_concurrency", "missing"), lines)
+
+
+def printable_lines(lines: Iterable[str]) -> str:
+    """Lines as one text, what cannot be printed made visible."""
+    return "\n".join(printable(line) for line in lines)
+
+
+def _notes(rows: Sequence[Row], kept: Sequence[Row], row: Row) -> Table:
+    """Assumptions, sources and what was left out, each with its kind."""
+    gpu = row.case.deployment.gpu
+    found: list[tuple[str, str]] = []
+    for kind, texts in (
+        ("content", [note for each in kept for note in each.case.notes]),
+        ("config", [text for each in kept for text in each.case.model.assumptions]),
+        ("positions", [position_note(row)]),
+        ("times", [f"no times: {row.no_times}" if row.no_times else ""]),
+    ):
+        found += [(kind, printable(text)) for text in list(dict.fromkeys(texts))[:MOST_NOTES] if text]
+    for name, source in gpu.sources.items():
+        found.append((f"GPU, {name}", printable(source)))
+    if row.case.deployment.price_usd_per_gpu_hour is not None:
+        found.append(("price", "as given"))
+    power = power_for(gpu, row.case.deployment.power_limit_w)
+    if power is not None:
+        for name, source in power.sources.items():
+            found.append((f"power, {name}", printable(source)))
+    if len(rows) > len(kept):
+        text = f"{len(rows):,} rows were planned; the {len(kept)} that rank first are on this page"
+        found.append(("left out", text))
+    return _columns(("about", "text"), found)
