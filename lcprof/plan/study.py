@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -19,16 +19,15 @@ from lcprof.cost.total import Work
 from lcprof.domain.case import Case
 from lcprof.domain.deployment import Deployment
 from lcprof.domain.gpu import Gpu
+from lcprof.domain.kv import parse_kv
 from lcprof.domain.workload import Workload
 from lcprof.num import Num
 from lcprof.plan.crossover import attention_read_bytes
-from lcprof.plan.estimate import Counts, capacity_bytes, count
+from lcprof.plan.estimate import Counts, capacity_bytes, count, finish
 from lcprof.plan.fits import fits_for
 from lcprof.plan.row import Row
-from lcprof.plan.times import sustained_timings
-
-if TYPE_CHECKING:
-    import pandas as pd
+from lcprof.plan.search import LIMIT, max_concurrency
+from lcprof.plan.times import NAMED, sustained_timings, times
 
 Table: TypeAlias = dict[str, list[Any]]
 
@@ -117,32 +116,52 @@ def swept(
     case: Case,
     contexts: Sequence[float],
     sequences: Sequence[float],
+    names: Sequence[str],
     deployments: Sequence[Deployment] = (),
-) -> pd.DataFrame:
-    """The sweep of a case over contexts and batches, on its own deployment or on others."""
-    from lcprof.plan.sweep import sweep
+    kv: Sequence[str] = (),
+) -> list[Table]:
+    """Columns of a plan for a case over contexts x batches, the last fastest, None for what is not
+    known or not bounded. With KV strategies or deployments of one layout: a table for each strategy
+    on each deployment, strategies first. Raises InputError for a damaged calibration."""
+    import numpy as np
 
-    workload = case.workload
-    return sweep(
-        models=[case.model],
-        deployments=list(deployments) or [case.deployment],
-        kv=[case.kv_spec],
-        context_tokens=contexts,
-        concurrency=sequences,
-        output_tokens=workload.output_tokens,
-        prefix_tokens=workload.prefix_tokens,
-        chunk_tokens=workload.chunk_tokens,
-        hypothetical=True,
+    grid: Workload[Any] = replace(
+        case.workload,
+        context_tokens=np.asarray(contexts, dtype=np.float64).reshape(-1, 1),
+        concurrency=np.asarray(sequences, dtype=np.float64).reshape(1, -1),
     )
+    shape = len(contexts), len(sequences)
+    places = list(deployments) or [case.deployment]
+    clocks = [Clock(place.gpu, fits_for(place.gpu)) for place in places]
+    strategies = [parse_kv(spec, where="kv") for spec in kv] or [case.kv]
+    tables: list[Table] = []
+    for strategy in strategies:
+        counts = count(case.model, places[0], strategy, grid)
+        for place, clock in zip(places, clocks, strict=True):
+            sized = finish(counts, place)
+            timed, _ = times(counts, place, clock, shown=True)
+            found: dict[str, Any] = {
+                "context_tokens": grid.context_tokens,
+                "concurrency": grid.concurrency,
+            }
+            if "max_concurrency" in names:
+                asked = (counts.model, place, strategy, grid, capacity_bytes(place))
+                most = max_concurrency(*asked)
+                found["max_concurrency"] = np.where(most >= LIMIT, np.nan, most)
+            table: Table = {}
+            for name in names:
+                values = found.get(name, getattr(sized, name, getattr(timed, name, None)))
+                said: tuple[str, ...] = ()
+                if values is None:
+                    values, said = getattr(timed, f"{name}_code"), NAMED["_basis_code"]
+                flat = np.broadcast_to(values, shape).ravel().tolist()
+                table[name] = [said[int(v)] or None if said else _known(v) for v in flat]
+            tables.append(table)
+    return tables
 
 
-def table_of(frame: pd.DataFrame, names: Sequence[str]) -> Table:
-    """Columns of a sweep as plain values, None for NaN."""
-    table: Table = {}
-    for name in names:
-        values = frame[name].tolist()
-        table[name] = [None if v is None or v != v else v for v in values]  # noqa: PLR0124
-    return table
+def _known(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def context_shares(case: Case, contexts: Sequence[float]) -> Table:
@@ -278,18 +297,22 @@ def grid(rows: Sequence[Row], centre: Row, gpus: Iterable[Gpu]) -> Grid:
     each = len(contexts) * len(sequences)
     alike = [row.case for row in (centre, *rows) if _like(row.case, centre.case)]
     held = kinds(alike)
-    held = held[: max(1, GRID_POINTS // each)]
+    held = [
+        case for group in _laid_out_alike(held[: max(1, GRID_POINTS // each)]) for case in group
+    ]
     near = neighbours(centre.case, gpus)[: max(1, GRID_POINTS // each // len(held))]
     prompt: Table = {name: [] for name in PROMPT_COLUMNS}
     step: Table = {name: [] for name in STEP_COLUMNS}
-    for case in held:
-        placed = [_on(case, deployment) for deployment in near]
-        frame = swept(case, contexts, sequences, placed)
-        for name, values in table_of(frame, STEP_COLUMNS).items():
-            step[name] += values
-        first = frame[frame["concurrency"] == sequences[0]]
-        for name, values in table_of(first, PROMPT_COLUMNS).items():
-            prompt[name] += values
+    names = (*PROMPT_COLUMNS, *STEP_COLUMNS)
+    for alike in _laid_out_alike(held):
+        first = alike[0]
+        placed = [_on(first, deployment) for deployment in near]
+        specs = [case.kv_spec for case in alike]
+        for table in swept(first, contexts, sequences, names, placed, specs):
+            for name in STEP_COLUMNS:
+                step[name] += table[name]
+            for name in PROMPT_COLUMNS:
+                prompt[name] += table[name][:: len(sequences)]
     return Grid(
         cases=held,
         deployments=near,
@@ -299,6 +322,15 @@ def grid(rows: Sequence[Row], centre: Row, gpus: Iterable[Gpu]) -> Grid:
         prompt=prompt,
         step=step,
     )
+
+
+def _laid_out_alike(cases: Iterable[Case]) -> list[list[Case]]:
+    """Cases in groups that differ in their KV strategy alone."""
+    groups: dict[Any, list[Case]] = {}
+    for case in cases:
+        workload = replace(case.workload, context_tokens=0.0, concurrency=0.0)
+        groups.setdefault((case.model, case.deployment, workload), []).append(case)
+    return list(groups.values())
 
 
 def _like(case: Case, centre: Case) -> bool:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from lcprof.report.screen import printable
@@ -22,32 +23,9 @@ def show(column: str, value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, str):
         return printable(value)
-    if "bytes_per_s" in column:
-        return show_count(value, "B/s")
-    if "flops_per_s" in column:
-        return show_count(value, "FLOP/s")
-    if "bytes" in column:
-        return show_bytes(value)
-    if "flops_per_byte" in column:
-        return f"{value:,.3g}"
-    if "flops" in column and "share" not in column:
-        return show_count(value, "FLOP")
-    if "usd" in column:
-        return f"${_short(value)}"
-    if column.endswith("tokens_per_s") or column.endswith("tokens_per_s_per_gpu"):
-        return _short(value)
-    if column.endswith("_s"):
-        return show_seconds(value)
-    if column.endswith("_tokens"):
-        return show_tokens(value)
-    if column.endswith("_j"):
-        return show_count(value, "J")
-    if column.endswith(("_w", "_w_per_gpu")):
-        return f"{value:,.0f} W"
-    if "share" in column or column == "utilisation":
-        return f"{value * 100:.3g}%"
-    if column.endswith("_distance") or column == "distance":
-        return f"x{value:.3g}"
+    for found, words in UNITS:
+        if found(column):
+            return words(value)
     return f"{value:,.10g}"
 
 
@@ -55,6 +33,32 @@ def _short(value: float) -> str:
     """Three digits, and never an exponent below a billion."""
     return f"{float(f'{value:.3g}'):,.10g}"
 
+
+UNITS: tuple[tuple[Callable[[str], bool], Callable[[Any], str]], ...] = (
+    (lambda column: "bytes_per_s" in column, lambda value: show_count(value, "B/s")),
+    (lambda column: "flops_per_s" in column, lambda value: show_count(value, "FLOP/s")),
+    (lambda column: "flops_per_byte" in column, lambda value: _short(value)),
+    (
+        lambda column: "share" in column or column == "utilisation",
+        lambda value: f"{_short(value * 100)}%",
+    ),
+    (lambda column: "bytes" in column, show_bytes),
+    (lambda column: "flops" in column, lambda value: show_count(value, "FLOP")),
+    (lambda column: "usd" in column, lambda value: f"${_short(value)}"),
+    (
+        lambda column: column.endswith(("tokens_per_s", "tokens_per_s_per_gpu")),
+        lambda value: _short(value),
+    ),
+    (lambda column: column == "seconds" or column.endswith("_s"), show_seconds),
+    (lambda column: column.endswith("_tokens"), show_tokens),
+    (lambda column: column.endswith("_j"), lambda value: show_count(value, "J")),
+    (lambda column: column.endswith(("_w", "_w_per_gpu")), lambda value: f"{value:,.0f} W"),
+    (
+        lambda column: column == "distance" or column.endswith("_distance"),
+        lambda value: f"x{_short(value)}",
+    ),
+)
+"""What a column holds, by its name, and how that is worded; the first that applies."""
 
 HEADS = {
     "label": "strategy",

@@ -290,26 +290,30 @@ def _curves(rows: Sequence[Row], labels: Sequence[str], row: Row) -> dict[str, T
     case = row.case
     planned = [case.workload.context_tokens, rows[0].case.workload.context_tokens]
     contexts = study.lengths(case, planned, study.PER_OCTAVE)
-    curve = study.table_of(study.swept(case, contexts, [case.workload.concurrency]), CURVE)
+    (curve,) = study.swept(case, contexts, [case.workload.concurrency], CURVE)
     shares = study.context_shares(case, contexts)
     few = study.lengths(case, planned, 2)
     lines: dict[str, list[Any]] = {name: [] for name in ("label", *LINE)}
     first = {id(kind) for kind in study.kinds(each.case for each in rows)}
     names = {id(each): label for each, label in zip(rows, labels, strict=True)}
+    crossings: list[tuple[Any, ...]] = []
     for each in study.unlike([each for each in rows if id(each.case) in first], MOST_LINES):
-        table = study.table_of(study.swept(each.case, few, [each.case.workload.concurrency]), LINE)
+        if each.max_context_tokens and each.max_context_tokens <= few[-1]:
+            capacity = each.estimate.capacity_bytes_per_gpu
+            crossings.append((names[id(each)], each.max_context_tokens, capacity))
+        (table,) = study.swept(each.case, few, [each.case.workload.concurrency], LINE)
         lines["label"] += [names[id(each)]] * len(few)
         for name in LINE:
             lines[name] += table[name]
     most = min(row.max_concurrency or study.MOST_SEQUENCES, study.MOST_SEQUENCES)
     sequences = study.batches(most, [case.workload.concurrency])
-    batch = study.table_of(
-        study.swept(case, [case.workload.context_tokens], sequences), BATCH
-    )
+    (batch,) = study.swept(case, [case.workload.context_tokens], sequences, BATCH)
     return {
         "curve": {"columns": _round(curve)},
         "shares": {"columns": _round(shares)},
         "contexts": {"columns": _round(lines)},
+        "crossings": _columns(("label", "context_tokens", "capacity_bytes_per_gpu"), crossings),
+        "planned": {"columns": {"context_tokens": [rounded(case.workload.context_tokens)]}},
         "batch": {"columns": _round(batch)},
     }
 
@@ -334,7 +338,13 @@ def _operations(row: Row) -> dict[str, Table]:
         for c, peak, bandwidth in roofs
         for intensity in sorted({0.1, peak / bandwidth, 1e5})
     ]
-    names = ("compute", "flops_per_byte", "flops_per_s", "peak_flops_per_s", "bandwidth_bytes_per_s")
+    names = (
+        "compute",
+        "flops_per_byte",
+        "flops_per_s",
+        "peak_flops_per_s",
+        "bandwidth_bytes_per_s",
+    )
     return {
         "operations": {"columns": _round(table)},
         "roofs": _columns(names, points),
@@ -430,7 +440,9 @@ def _notes(rows: Sequence[Row], kept: Sequence[Row], row: Row) -> Table:
         ("positions", [position_note(row)]),
         ("times", [f"no times: {row.no_times}" if row.no_times else ""]),
     ):
-        found += [(kind, printable(text)) for text in list(dict.fromkeys(texts))[:MOST_NOTES] if text]
+        found += [
+            (kind, printable(text)) for text in list(dict.fromkeys(texts))[:MOST_NOTES] if text
+        ]
     for name, source in gpu.sources.items():
         found.append((f"GPU, {name}", printable(source)))
     if row.case.deployment.price_usd_per_gpu_hour is not None:

@@ -1,0 +1,601 @@
+"""Charts of a record: one function each, from named tables to a Vega-Lite specification.
+
+Colours are names of the page's style, so that one drawing serves light, dark and paper. Labels of
+bars stand above them, which leaves a phone the whole width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+
+from lcprof.report.bar import PARTS
+
+if TYPE_CHECKING:
+    import altair as alt
+
+Record = Mapping[str, Any]
+
+SERIES = tuple(f"var(--c{index})" for index in range(1, 9))
+INK, MUTED, LINE, LIMIT = "var(--ink)", "var(--muted)", "var(--line)", "var(--limit)"
+DASHES = ([1, 0], [7, 3], [2, 2], [9, 3, 2, 3], [4, 4], [12, 4])
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
+BAR_STEP = 40
+HEIGHT = 260
+
+TOKENS = (
+    "datum.value >= 1048576 ? format(datum.value / 1048576, '~r') + 'M'"
+    " : format(datum.value / 1024, '~r') + 'K'"
+)
+GB = "format(datum.value / 1e9, ',~r') + ' GB'"
+SECONDS = (
+    "datum.value < 1e-3 ? format(datum.value * 1e6, '~r') + ' µs'"
+    " : datum.value < 1 ? format(datum.value * 1e3, '~r') + ' ms'"
+    " : datum.value < 600 ? format(datum.value, '~r') + ' s'"
+    " : datum.value < 7200 ? format(datum.value / 60, '.3~r') + ' min'"
+    " : format(datum.value / 3600, '.3~r') + ' h'"
+)
+POWERS = "format(datum.value, '~s')"
+
+
+class Drawing(Struct, frozen=True, kw_only=True):
+    """A chart of a page: its name, what it draws from which table, and whether there is anything
+    to draw."""
+
+    name: str
+    table: str
+    draw: Callable[[Record], Any]
+
+
+def columns(record: Record, table: str) -> Mapping[str, Sequence[Any]]:
+    """The columns of a table of a record; empty where it has none."""
+    found: Mapping[str, Sequence[Any]] = record["tables"].get(table, {}).get("columns", {})
+    return found
+
+
+def drawn(record: Record, drawing: Drawing) -> dict[str, Any] | None:
+    """The Vega-Lite specification of a chart, its data left to the page; None where there is
+    nothing to draw."""
+    chart = drawing.draw(record) if any(columns(record, drawing.table).values()) else None
+    if chart is None:
+        return None
+    sizing = {"type": "fit-x", "contains": "padding"}
+    return {**chart.to_dict(validate=False), "config": CONFIG, "autosize": sizing}
+
+
+CONFIG: dict[str, Any] = {
+    "background": "transparent",
+    "font": "system-ui, sans-serif",
+    "view": {"stroke": None},
+    "axis": {
+        "labelColor": MUTED,
+        "titleColor": MUTED,
+        "titleFontWeight": "normal",
+        "domainColor": LINE,
+        "tickColor": LINE,
+        "gridColor": LINE,
+        "labelFontSize": 11,
+        "titleFontSize": 12,
+        "labelOverlap": "greedy",
+        "labelSeparation": 6,
+    },
+    "legend": {
+        "labelColor": INK,
+        "titleColor": MUTED,
+        "titleFontWeight": "normal",
+        "labelFontSize": 11,
+        "labelLimit": 330,
+        "orient": "bottom",
+        "symbolSize": 70,
+        "rowPadding": 3,
+    },
+}
+
+
+def _tips(*names: str) -> list[Any]:
+    """A tooltip of raw values under their columns' names; the page words both."""
+    import altair as alt
+
+    return [alt.Tooltip(field=name, type="nominal", title=name) for name in names]
+
+
+def _of(table: str) -> alt.Chart:
+    import altair as alt
+
+    return alt.Chart(alt.NamedData(name=table))
+
+
+def _tokens(values: Sequence[float], title: str = "context, tokens") -> alt.X:
+    import altair as alt
+
+    low, high = min(values), max(values)
+    ticks = [2.0**power for power in range(10, 33) if low <= 2.0**power <= high]
+    ticks = ticks[::2] if len(ticks) > 6 else ticks
+    return alt.X(
+        field="context_tokens",
+        type="quantitative",
+        title=title,
+        scale=alt.Scale(type="log", base=2, domain=[low, high], nice=False),
+        axis=alt.Axis(values=ticks, labelExpr=TOKENS, grid=False),
+    )
+
+
+def _labels(table: str, order: Sequence[str], field: str = "label") -> alt.Chart:
+    """The names of bars, above them."""
+    import altair as alt
+
+    return (
+        _of(table)
+        .transform_aggregate(groupby=[field])
+        .mark_text(align="left", baseline="bottom", dy=-6, fontSize=12, color=INK, limit=350)
+        .encode(
+            x=alt.value(0),
+            y=_bands(order, field),
+            text=alt.Text(field=field, type="nominal"),
+        )
+    )
+
+
+def _bands(order: Sequence[str], field: str = "label") -> alt.Y:
+    import altair as alt
+
+    return alt.Y(field=field, type="nominal", sort=list(order), axis=None)
+
+
+def _colour(field: str, domain: Sequence[str], colours: Sequence[str], wide: bool = False) -> Any:
+    import altair as alt
+
+    return alt.Color(
+        field=field,
+        type="nominal",
+        scale=alt.Scale(domain=list(domain), range=list(colours)[: len(domain)]),
+        legend=alt.Legend(title=None, columns=1 if wide else 3),
+    )
+
+
+def memory_bars(record: Record) -> Any:
+    """What fills a GPU under each strategy, against what may be filled."""
+    import altair as alt
+
+    held = columns(record, "memory")
+    order = list(dict.fromkeys(held["label"]))
+    names = [p.name for p in PARTS if any(_parts(held, p.name))]
+    most = max(*held["capacity_bytes_per_gpu"], *_totals(held))
+    base = _of("memory")
+    bars = base.mark_bar(height=14, yOffset=6).encode(
+        x=alt.X(
+            field="bytes",
+            type="quantitative",
+            stack="zero",
+            title="bytes on the fullest GPU; the line is what the engine may fill",
+            scale=alt.Scale(domain=[0, most * 1.03], nice=False),
+            axis=alt.Axis(labelExpr=GB, tickCount=5),
+        ),
+        y=_bands(order),
+        color=_colour("part", names, SERIES),
+        order=alt.Order(field="rank", type="quantitative"),
+        tooltip=_tips("label", "part", "bytes", "capacity_bytes_per_gpu"),
+    )
+    ranks = " : ".join(f"datum.part == '{name}' ? {i}" for i, name in enumerate(names))
+    bars = bars.transform_calculate(rank=f"{ranks} : {len(names)}")
+    limit = (
+        base.transform_aggregate(limit="max(capacity_bytes_per_gpu)", groupby=["label"])
+        .mark_tick(thickness=2, size=22, yOffset=6, color=LIMIT)
+        .encode(x=alt.X(field="limit", type="quantitative"), y=_bands(order))
+    )
+    chart: Any = alt.layer(bars, limit, _labels("memory", order))
+    return chart.properties(width="container", height=BAR_STEP * len(order))
+
+
+def _parts(held: Mapping[str, Sequence[Any]], name: str) -> list[float]:
+    pairs = zip(held["part"], held["bytes"], strict=True)
+    return [size for part, size in pairs if part == name]
+
+
+def _totals(held: Mapping[str, Sequence[Any]]) -> list[float]:
+    totals: dict[str, float] = {}
+    for label, size in zip(held["label"], held["bytes"], strict=True):
+        totals[label] = totals.get(label, 0.0) + size
+    return list(totals.values())
+
+
+def memory_lines(record: Record) -> Any:
+    """Bytes of a GPU over context for strategies that differ, and where each meets its capacity."""
+    import altair as alt
+
+    held = columns(record, "contexts")
+    order = list(dict.fromkeys(held["label"]))
+    top = max(held["capacity_bytes_per_gpu"]) * 1.5
+    y = alt.Y(
+        field="total_bytes_per_gpu",
+        type="quantitative",
+        title="memory of a GPU",
+        scale=alt.Scale(domain=[0, top], nice=False),
+        axis=alt.Axis(labelExpr=GB, tickCount=6),
+    )
+    tips = ("label", "context_tokens", "kv_reserved_bytes_per_gpu", "total_bytes_per_gpu")
+    lines = (
+        _of("contexts")
+        .mark_line(clip=True, strokeWidth=2)
+        .encode(
+            x=_tokens(held["context_tokens"]),
+            y=y,
+            color=_colour("label", order, SERIES, wide=True),
+            strokeDash=_dash(order),
+            tooltip=_tips(*tips),
+        )
+    )
+    dots = (
+        _of("contexts")
+        .mark_point(clip=True, opacity=0, size=120)
+        .encode(x=_tokens(held["context_tokens"]), y=y, tooltip=_tips(*tips))
+    )
+    capacity = (
+        _of("contexts")
+        .transform_aggregate(
+            limit="max(capacity_bytes_per_gpu)", groupby=["capacity_bytes_per_gpu"]
+        )
+        .mark_rule(color=LIMIT, strokeWidth=1.5)
+        .encode(y=alt.Y(field="limit", type="quantitative"))
+    )
+    layers = [capacity, lines, dots]
+    if any(columns(record, "crossings").values()):
+        layers.append(
+            _of("crossings")
+            .mark_point(filled=True, size=60, color=LIMIT)
+            .encode(
+                x=_tokens(held["context_tokens"]),
+                y=alt.Y(field="capacity_bytes_per_gpu", type="quantitative"),
+                tooltip=_tips("label", "context_tokens", "capacity_bytes_per_gpu"),
+            )
+        )
+    chart: Any = alt.layer(*layers)
+    return chart.properties(width="container", height=HEIGHT)
+
+
+def _dash(order: Sequence[str]) -> Any:
+    import altair as alt
+
+    dashes = [list(dash) for dash in DASHES][: len(order)]
+    return alt.StrokeDash(
+        field="label",
+        type="nominal",
+        scale=alt.Scale(domain=list(order), range=dashes),
+        legend=alt.Legend(title=None, columns=1),
+    )
+
+
+def frontier(record: Record) -> Any:
+    """How many sequences fit at each context."""
+    import altair as alt
+
+    held = columns(record, "contexts")
+    order = list(dict.fromkeys(held["label"]))
+    if not any(held["max_concurrency"]):
+        return None
+    chart: Any = (
+        _of("contexts")
+        .transform_filter("datum.max_concurrency > 0")
+        .mark_line(strokeWidth=2, point={"size": 24, "filled": True})
+        .encode(
+            x=_tokens(held["context_tokens"]),
+            y=alt.Y(
+                field="max_concurrency",
+                type="quantitative",
+                title="most sequences that fit",
+                scale=alt.Scale(type="log", base=10),
+                axis=alt.Axis(labelExpr="format(datum.value, ',~r')", tickCount=4),
+            ),
+            color=_colour("label", order, SERIES, wide=True),
+            strokeDash=_dash(order),
+            tooltip=_tips("label", "context_tokens", "max_concurrency"),
+        )
+    )
+    return chart.properties(width="container", height=HEIGHT)
+
+
+def _timed(record: Record, name: str, title: str) -> Any:
+    """Expected seconds over context between the ends of their interval, above their floor."""
+    import altair as alt
+
+    held = columns(record, "curve")
+    x = _tokens(held["context_tokens"])
+    known = [v for v in (*held[f"{name}_high_s"], *held[f"{name}_floor_s"]) if v]
+    low = min(v for v in held[f"{name}_floor_s"] if v)
+    scale = alt.Scale(type="log", domain=[low / 1.2, max(known) * 1.2], nice=False)
+    axis = alt.Axis(labelExpr=SECONDS, tickCount=5)
+
+    def y(field: str) -> Any:
+        return alt.Y(field=field, type="quantitative", title=title, scale=scale, axis=axis)
+
+    expected = f"{name}_s"
+    tips = _tips("context_tokens", expected, f"{name}_low_s", f"{name}_high_s",
+                 f"{name}_floor_s", f"{name}_basis")  # fmt: skip
+    base = _of("curve")
+    some = base.transform_filter(f"datum.{expected} != null")
+    floor = base.mark_line(color=MUTED, strokeDash=[3, 3], strokeWidth=1.5)
+    layers = [floor.encode(x=x, y=y(f"{name}_floor_s"), tooltip=tips)]
+    if any(held[expected]):
+        bases = list(dict.fromkeys(b for b in held[f"{name}_basis"] if b))
+        shapes = alt.Scale(domain=bases, range=list(SHAPES)[: len(bases)])
+        band = some.mark_area(opacity=0.22, color=SERIES[0])
+        line = some.mark_line(color=SERIES[0], strokeWidth=2)
+        dots = some.mark_point(color=SERIES[0], filled=True, size=34)
+        layers += [
+            band.encode(x=x, y=y(f"{name}_low_s"), y2=f"{name}_high_s"),
+            line.encode(x=x, y=y(expected)),
+            dots.encode(
+                x=x,
+                y=y(expected),
+                shape=alt.Shape(
+                    field=f"{name}_basis",
+                    type="nominal",
+                    scale=shapes,
+                    legend=alt.Legend(title="rests on", columns=3, symbolFillColor=MUTED),
+                ),
+                tooltip=tips,
+            ),
+        ]
+    planned = (
+        _of("planned")
+        .mark_rule(color=INK, strokeDash=[1, 3], strokeWidth=1.5)
+        .encode(x=alt.X(field="context_tokens", type="quantitative"))
+    )
+    chart: Any = alt.layer(*layers, planned)
+    return chart.properties(width="container", height=HEIGHT)
+
+
+def ttft_curve(record: Record) -> Any:
+    """Time to the first token over context."""
+    return _timed(record, "ttft", "time to first token")
+
+
+def tpot_curve(record: Record) -> Any:
+    """Time of a decode step over position."""
+    return _timed(record, "tpot", "time per output token")
+
+
+def _by_operation(record: Record, phase: str) -> Any:
+    """Expected seconds of each operation of a phase, with their intervals."""
+    import altair as alt
+
+    held = columns(record, "operations")
+    lines = zip(held["phase"], held["operation"], held["seconds"], held["high_s"], strict=True)
+    found = sorted(((s, o, high) for p, o, s, high in lines if p == phase), reverse=True)
+    if not found:
+        return None
+    order = [operation for _, operation, _ in found]
+    most = max(high for _, _, high in found)
+    unit, size = _unit(most)
+    base = _of("operations").transform_filter(f"datum.phase == '{phase}'")
+    x_axis = alt.Axis(labelExpr=f"format(datum.value / {size}, '~r') + ' {unit}'", tickCount=4)
+    scale = alt.Scale(domain=[0, most], nice=True)
+    bars = base.mark_bar(height=12, yOffset=6, color=SERIES[0]).encode(
+        x=alt.X(field="seconds", type="quantitative", title="expected", scale=scale, axis=x_axis),
+        y=_bands(order, "operation"),
+        tooltip=_tips("operation", "seconds", "low_s", "high_s", "share", "kernels"),
+    )
+    ends = base.mark_rule(color=INK, strokeWidth=1.5, yOffset=6).encode(
+        x=alt.X(field="low_s", type="quantitative"), x2="high_s", y=_bands(order, "operation")
+    )
+    names = base.mark_text(align="left", baseline="bottom", dy=-3, fontSize=12, color=INK).encode(
+        x=alt.value(0), y=_bands(order, "operation"), text=alt.Text(field="operation")
+    )
+    chart: Any = alt.layer(bars, ends, names)
+    return chart.properties(width="container", height=34 * len(order))
+
+
+def _unit(most: float) -> tuple[str, float]:
+    for unit, size in (("h", 3600.0), ("min", 60.0), ("s", 1.0), ("ms", 1e-3)):
+        if most >= size * (10 if unit in ("h", "min") else 1):
+            return unit, size
+    return "µs", 1e-6
+
+
+def prefill_operations(record: Record) -> Any:
+    """Where the time of a prefill goes."""
+    return _by_operation(record, "prefill")
+
+
+def step_operations(record: Record) -> Any:
+    """Where the time of a decode step goes."""
+    return _by_operation(record, "decode step")
+
+
+def roofline(record: Record) -> Any:
+    """Every operation's FLOP/s over its FLOPs per byte, under the roofs of the data sheet."""
+    import altair as alt
+
+    held = columns(record, "operations")
+    pairs = zip(held["operation"], held["flops_per_s"], held["flops_per_byte"], strict=True)
+    points = [(name, rate, intensity) for name, rate, intensity in pairs if rate and intensity]
+    if not points:
+        return None
+    names = list(dict.fromkeys(name for name, _, _ in points))
+    peak = max(columns(record, "roofs")["peak_flops_per_s"])
+    low = min(rate for _, rate, _ in points)
+    x = alt.X(
+        field="flops_per_byte",
+        type="quantitative",
+        title="FLOPs per byte of GPU memory",
+        scale=alt.Scale(type="log", domain=[0.1, 1e5], nice=False, clamp=True),
+        axis=alt.Axis(labelExpr="format(datum.value, ',~r')", tickCount=6, grid=False),
+    )
+    y = alt.Y(
+        field="flops_per_s",
+        type="quantitative",
+        title="FLOP/s of a GPU",
+        scale=alt.Scale(type="log", domain=[low / 3, peak * 2], nice=False),
+        axis=alt.Axis(labelExpr=POWERS, tickCount=6),
+    )
+    roofs = (
+        _of("roofs")
+        .mark_line(color=LIMIT, strokeWidth=1.5, clip=True)
+        .encode(
+            x=x,
+            y=y,
+            detail=alt.Detail(field="compute"),
+            tooltip=_tips("compute", "peak_flops_per_s"),
+        )
+    )
+    dots = (
+        _of("operations")
+        .transform_filter("datum.flops_per_s > 0")
+        .mark_point(filled=True, size=90, opacity=0.95, stroke="var(--page)", strokeWidth=0.5)
+        .encode(
+            x=x,
+            y=y,
+            color=_colour("operation", names, SERIES),
+            shape=alt.Shape(
+                field="phase",
+                type="nominal",
+                scale=alt.Scale(domain=["prefill", "decode step"], range=["circle", "triangle-up"]),
+                legend=alt.Legend(title=None, symbolFillColor=MUTED),
+            ),
+            tooltip=_tips(
+                "phase", "operation", "flops_per_byte", "flops_per_s", "compute", "seconds"
+            ),
+        )
+    )
+    chart: Any = alt.layer(roofs, dots)
+    return chart.properties(width="container", height=320)
+
+
+def share_curves(record: Record) -> Any:
+    """Attention's share of a prefill, and the cache's of what a step reads, over context."""
+    import altair as alt
+
+    held = columns(record, "shares")
+    names = ("attention_share_of_prefill_flops", "kv_share_of_step_bytes")
+    said = ("attention in the FLOPs of a prefill", "KV in the bytes that a decode step reads")
+    folded = _of("shares").transform_fold(list(names), as_=["name", "share"])
+    words = f"datum.name == '{names[0]}' ? '{said[0]}' : '{said[1]}'"
+    encoded = folded.transform_calculate(what=words)
+    half = alt.Chart(alt.InlineData(values=[{"half": 0.5}])).mark_rule(color=LIMIT)
+    lines = encoded.mark_line(strokeWidth=2, point={"size": 26, "filled": True}).encode(
+        x=_tokens(held["context_tokens"]),
+        y=alt.Y(
+            field="share",
+            type="quantitative",
+            title="share",
+            scale=alt.Scale(domain=[0, 1]),
+            axis=alt.Axis(format="%", tickCount=5),
+        ),
+        color=_colour("what", said, SERIES, wide=True),
+        tooltip=_tips("context_tokens", *names),
+    )
+    rule = half.encode(y=alt.Y(field="half", type="quantitative"))
+    chart: Any = alt.layer(rule, lines)
+    return chart.properties(width="container", height=HEIGHT)
+
+
+def _ranked(record: Record, name: str, title: str) -> Any:
+    """Expected seconds of each row with their intervals; a floor where nothing is expected."""
+    import altair as alt
+
+    held = columns(record, "rows")
+    floors = zip(held["label"], held[f"{name}_s"], held[f"{name}_floor_s"], strict=True)
+    order = [label for label, value, _ in floors if value]
+    if not order:
+        return None
+    base = _of("rows").transform_filter(f"datum.{name}_s > 0")
+    x = {
+        "title": title,
+        "scale": alt.Scale(type="log", nice=True),
+        "axis": alt.Axis(labelExpr=SECONDS, tickCount=4),
+        "type": "quantitative",
+    }
+    tips = _tips("label", f"{name}_s", f"{name}_low_s", f"{name}_high_s", f"{name}_floor_s",
+                 f"{name}_basis")  # fmt: skip
+    ends = base.mark_rule(strokeWidth=3, opacity=0.45, yOffset=6, color=SERIES[0]).encode(
+        x=alt.X(field=f"{name}_low_s", **x), x2=f"{name}_high_s", y=_bands(order), tooltip=tips
+    )
+    dots = base.mark_point(filled=True, size=70, yOffset=6, color=SERIES[0]).encode(
+        x=alt.X(field=f"{name}_s", **x), y=_bands(order), tooltip=tips
+    )
+    floors_ = base.mark_tick(thickness=2, size=12, yOffset=6, color=MUTED).encode(
+        x=alt.X(field=f"{name}_floor_s", **x), y=_bands(order), tooltip=tips
+    )
+    names = base.mark_text(
+        align="left", baseline="bottom", dy=-3, fontSize=12, color=INK, limit=350
+    ).encode(x=alt.value(0), y=_bands(order), text=alt.Text(field="label"))
+    chart: Any = alt.layer(ends, floors_, dots, names)
+    return chart.properties(width="container", height=36 * len(order))
+
+
+def ttft_ranked(record: Record) -> Any:
+    """Time to the first token of each row."""
+    return _ranked(record, "ttft", "time to first token")
+
+
+def tpot_ranked(record: Record) -> Any:
+    """Time per output token of each row."""
+    return _ranked(record, "tpot", "time per output token")
+
+
+def _by_batch(
+    record: Record, name: str, title: str, band: tuple[str, str] | None, axis: str
+) -> Any:
+    import altair as alt
+
+    held = columns(record, "batch")
+    if len([value for value in held[name] if value]) < 2:
+        return None
+    x = alt.X(
+        field="concurrency",
+        type="quantitative",
+        title="sequences at once",
+        scale=alt.Scale(type="log", base=2, nice=False),
+        axis=alt.Axis(labelExpr="format(datum.value, ',~r')", tickCount=6, grid=False),
+    )
+    y = alt.Y(
+        field=name,
+        type="quantitative",
+        title=title,
+        scale=alt.Scale(type="log", nice=True),
+        axis=alt.Axis(labelExpr=axis, tickCount=5),
+    )
+    base = _of("batch").transform_filter(f"datum.{name} > 0")
+    layers = []
+    if band:
+        low = alt.Y(field=band[0], type="quantitative")
+        layers.append(base.mark_area(opacity=0.22, color=SERIES[0]).encode(x=x, y=low, y2=band[1]))
+    line = base.mark_line(color=SERIES[0], strokeWidth=2, point={"size": 40, "color": SERIES[0]})
+    layers.append(line.encode(x=x, y=y, tooltip=_tips("concurrency", name, *(band or ()))))
+    chart: Any = alt.layer(*layers)
+    return chart.properties(width="container", height=220)
+
+
+def cost_by_batch(record: Record) -> Any:
+    """Dollars for a million output tokens over the batch."""
+    name = "usd_per_million_output_tokens"
+    return _by_batch(
+        record, name, "$ per million output tokens", None, "'$' + format(datum.value, ',~r')"
+    )
+
+
+def energy_by_batch(record: Record) -> Any:
+    """Joules of an output token over the batch."""
+    ends = ("output_token_low_j", "output_token_high_j")
+    axis = "format(datum.value, ',~r') + ' J'"
+    return _by_batch(record, "output_token_j", "energy of an output token", ends, axis)
+
+
+DRAWINGS = (
+    Drawing(name="memory-bars", table="memory", draw=memory_bars),
+    Drawing(name="memory-lines", table="contexts", draw=memory_lines),
+    Drawing(name="frontier", table="contexts", draw=frontier),
+    Drawing(name="ttft-curve", table="curve", draw=ttft_curve),
+    Drawing(name="tpot-curve", table="curve", draw=tpot_curve),
+    Drawing(name="prefill-operations", table="operations", draw=prefill_operations),
+    Drawing(name="step-operations", table="operations", draw=step_operations),
+    Drawing(name="roofline", table="operations", draw=roofline),
+    Drawing(name="share-curves", table="shares", draw=share_curves),
+    Drawing(name="ttft-ranked", table="rows", draw=ttft_ranked),
+    Drawing(name="tpot-ranked", table="rows", draw=tpot_ranked),
+    Drawing(name="cost-by-batch", table="batch", draw=cost_by_batch),
+    Drawing(name="energy-by-batch", table="batch", draw=energy_by_batch),
+)
+"""Every chart that a page may hold, in the order of its sections."""
