@@ -20,6 +20,7 @@ from lcprof.domain.case import Case
 from lcprof.domain.deployment import Deployment
 from lcprof.domain.gpu import Gpu
 from lcprof.domain.kv import parse_kv
+from lcprof.domain.kv.strategy import Risk
 from lcprof.domain.workload import Workload
 from lcprof.num import Num
 from lcprof.plan.crossover import attention_read_bytes
@@ -34,7 +35,7 @@ Table: TypeAlias = dict[str, list[Any]]
 SAFE_LEVEL = 1
 """The highest risk to quality (lcprof.domain.kv) that a choice takes without being asked to."""
 SAFE_BITS = 8
-ALIKE = 0.02
+ALIKE = 0.05
 """Strategies whose bytes differ by less are one line in a chart."""
 SHORTEST_TOKENS = 4096.0
 LONGEST_TOKENS = 2.0**22
@@ -56,11 +57,18 @@ def chosen(rows: Sequence[Row]) -> Row:
     return best if best.estimate.fits else rows[0]
 
 
-def is_safe(case: Case) -> bool:
-    """Whether KV and weights keep 8 bits or more, and every token is kept and read."""
+def risk(case: Case) -> Risk:
+    """The worst that KV strategy and weights put the quality of answers at. Weights as their
+    checkpoint holds them take nothing away."""
+    worst = case.kv.risks()[0]
     weights = case.deployment.weights
-    narrow = weights is not None and weights.bits < SAFE_BITS
-    return case.kv.risks()[0].level <= SAFE_LEVEL and not narrow
+    if weights is None or weights.bits > SAFE_BITS:
+        return worst
+    level = SAFE_LEVEL + (weights.bits < SAFE_BITS)
+    if level <= worst.level:
+        return worst
+    why = f"{weights.name} weights in place of the checkpoint's"
+    return Risk(level=level, why=why, source="depends on how they were quantised")
 
 
 def rank(row: Row) -> tuple[Any, ...]:
@@ -71,7 +79,15 @@ def rank(row: Row) -> tuple[Any, ...]:
     usd, seconds, floor_s = (math.inf if cost is None else cost for cost in costs)
     context = row.case.workload.context_tokens
     small = row.estimate.total_bytes_per_gpu
-    return not row.estimate.fits, not is_safe(row.case), -context, usd, seconds, floor_s, small
+    return (
+        not row.estimate.fits,
+        risk(row.case).level > SAFE_LEVEL,
+        -context,
+        usd,
+        seconds,
+        floor_s,
+        small,
+    )
 
 
 def kinds(cases: Iterable[Case]) -> list[Case]:

@@ -70,6 +70,17 @@ def write_text(path: str, text: str, *, where: str) -> None:
         raise InputError.one(where, given=path, expected=expected) from None
 
 
+def write_folder(folder: Path, texts: Mapping[str, str], *, where: str) -> None:
+    """Writes files into a folder, made where it is not there. Raises InputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        expected = f"a folder that can be written ({error.strerror or error})"
+        raise InputError.one(where, given=str(folder), expected=expected) from None
+    for name, text in texts.items():
+        write_text(str(folder / name), text, where=where)
+
+
 def _plain(name: str, value: Any) -> Any:
     if not isinstance(value, float):
         return value

@@ -141,11 +141,9 @@ class KvStrategy(Struct, frozen=True, kw_only=True):
         return (*(self.inner.chain() if self.inner else ()), self)
 
     def risks(self) -> tuple[Risk, ...]:
-        """What of the chain may cost quality, the worst first; `NO_RISK` alone when nothing does."""
-        held = sorted(
-            (link.risk for link in self.chain() if link.risk.level), key=lambda r: -r.level
-        )
-        return tuple(held) or (NO_RISK,)
+        """What of the chain may cost quality, the worst first; `NO_RISK` alone where nothing."""
+        held = [link.risk for link in self.chain() if link.risk.level]
+        return tuple(sorted(held, key=lambda risk: -risk.level)) or (NO_RISK,)
 
 
 def kept_tokens(stream: Stream, context_tokens: Num) -> Num:

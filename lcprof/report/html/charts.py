@@ -6,6 +6,7 @@ bars stand above them, which leaves a phone the whole width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ SERIES = tuple(f"var(--c{index})" for index in range(1, 9))
 INK, MUTED, LINE, LIMIT = "var(--ink)", "var(--muted)", "var(--line)", "var(--limit)"
 DASHES = ([1, 0], [7, 3], [2, 2], [9, 3, 2, 3], [4, 4], [12, 4])
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
+WEIGHTY = 0.002
+"""The share of its phase from which an operation is on the roofline."""
 BAR_STEP = 40
 HEIGHT = 260
 
@@ -33,10 +36,10 @@ GB = "format(datum.value / 1e9, ',~r') + ' GB'"
 SECONDS = (
     "datum.value < 1e-3 ? format(datum.value * 1e6, '~r') + ' µs'"
     " : datum.value < 1 ? format(datum.value * 1e3, '~r') + ' ms'"
-    " : datum.value < 600 ? format(datum.value, '~r') + ' s'"
-    " : datum.value < 7200 ? format(datum.value / 60, '.3~r') + ' min'"
+    " : datum.value < 7200 ? format(datum.value, ',~r') + ' s'"
     " : format(datum.value / 3600, '.3~r') + ' h'"
 )
+COUNTS = "format(datum.value, ',~r')"
 POWERS = "format(datum.value, '~s')"
 
 
@@ -122,20 +125,34 @@ def _tokens(values: Sequence[float], title: str = "context, tokens") -> alt.X:
     )
 
 
-def _labels(table: str, order: Sequence[str], field: str = "label") -> alt.Chart:
+def _ladder(low: float, high: float) -> list[float]:
+    """Ticks of a logarithmic axis: 1, 2, 5, or decades alone where there are many."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    steps = (1.0, 2.0, 5.0) if high / low < 200 else (1.0,)
+    ticks = [step * 10.0**power for power in range(first, last + 1) for step in steps]
+    return [tick for tick in ticks if low * 0.999 <= tick <= high * 1.001]
+
+
+def _log(low: float, high: float, words: str) -> dict[str, Any]:
+    """Scale and axis of positive values from `low` to `high`, with room around them."""
+    import altair as alt
+
+    ends = [low / 1.25, high * 1.25]
+    return {
+        "scale": alt.Scale(type="log", domain=ends, nice=False),
+        "axis": alt.Axis(labelExpr=words, values=_ladder(*ends)),
+    }
+
+
+def _labels(base: alt.Chart, order: Sequence[str], field: str = "label", up: int = 3) -> Any:
     """The names of bars, above them."""
     import altair as alt
 
-    return (
-        _of(table)
-        .transform_aggregate(groupby=[field])
-        .mark_text(align="left", baseline="bottom", dy=-6, fontSize=12, color=INK, limit=350)
-        .encode(
-            x=alt.value(0),
-            y=_bands(order, field),
-            text=alt.Text(field=field, type="nominal"),
-        )
+    marks = base.transform_aggregate(groupby=[field]).mark_text(
+        align="left", baseline="bottom", dy=-up, fontSize=12, color=INK, limit=350
     )
+    text = alt.Text(field=field, type="nominal")
+    return marks.encode(x=alt.value(0), y=_bands(order, field), text=text)
 
 
 def _bands(order: Sequence[str], field: str = "label") -> alt.Y:
@@ -169,7 +186,7 @@ def memory_bars(record: Record) -> Any:
             field="bytes",
             type="quantitative",
             stack="zero",
-            title="bytes on the fullest GPU; the line is what the engine may fill",
+            title="bytes per GPU; the line is the limit",
             scale=alt.Scale(domain=[0, most * 1.03], nice=False),
             axis=alt.Axis(labelExpr=GB, tickCount=5),
         ),
@@ -185,7 +202,7 @@ def memory_bars(record: Record) -> Any:
         .mark_tick(thickness=2, size=22, yOffset=6, color=LIMIT)
         .encode(x=alt.X(field="limit", type="quantitative"), y=_bands(order))
     )
-    chart: Any = alt.layer(bars, limit, _labels("memory", order))
+    chart: Any = alt.layer(bars, limit, _labels(base, order, up=6))
     return chart.properties(width="container", height=BAR_STEP * len(order))
 
 
@@ -278,15 +295,14 @@ def frontier(record: Record) -> Any:
     chart: Any = (
         _of("contexts")
         .transform_filter("datum.max_concurrency > 0")
-        .mark_line(strokeWidth=2, point={"size": 24, "filled": True})
+        .mark_line(strokeWidth=2)
         .encode(
             x=_tokens(held["context_tokens"]),
             y=alt.Y(
                 field="max_concurrency",
                 type="quantitative",
                 title="most sequences that fit",
-                scale=alt.Scale(type="log", base=10),
-                axis=alt.Axis(labelExpr="format(datum.value, ',~r')", tickCount=4),
+                **_log(1.0, max(v for v in held["max_concurrency"] if v), COUNTS),
             ),
             color=_colour("label", order, SERIES, wide=True),
             strokeDash=_dash(order),
@@ -304,11 +320,10 @@ def _timed(record: Record, name: str, title: str) -> Any:
     x = _tokens(held["context_tokens"])
     known = [v for v in (*held[f"{name}_high_s"], *held[f"{name}_floor_s"]) if v]
     low = min(v for v in held[f"{name}_floor_s"] if v)
-    scale = alt.Scale(type="log", domain=[low / 1.2, max(known) * 1.2], nice=False)
-    axis = alt.Axis(labelExpr=SECONDS, tickCount=5)
+    looks = _log(low, max(known), SECONDS)
 
     def y(field: str) -> Any:
-        return alt.Y(field=field, type="quantitative", title=title, scale=scale, axis=axis)
+        return alt.Y(field=field, type="quantitative", title=title, **looks)
 
     expected = f"{name}_s"
     tips = _tips("context_tokens", expected, f"{name}_low_s", f"{name}_high_s",
@@ -318,7 +333,8 @@ def _timed(record: Record, name: str, title: str) -> Any:
     floor = base.mark_line(color=MUTED, strokeDash=[3, 3], strokeWidth=1.5)
     layers = [floor.encode(x=x, y=y(f"{name}_floor_s"), tooltip=tips)]
     if any(held[expected]):
-        bases = list(dict.fromkeys(b for b in held[f"{name}_basis"] if b))
+        pairs = zip(held[f"{name}_basis"], held[expected], strict=True)
+        bases = list(dict.fromkeys(basis for basis, value in pairs if value))
         shapes = alt.Scale(domain=bases, range=list(SHAPES)[: len(bases)])
         band = some.mark_area(opacity=0.22, color=SERIES[0])
         line = some.mark_line(color=SERIES[0], strokeWidth=2)
@@ -370,7 +386,7 @@ def _by_operation(record: Record, phase: str) -> Any:
     most = max(high for _, _, high in found)
     unit, size = _unit(most)
     base = _of("operations").transform_filter(f"datum.phase == '{phase}'")
-    x_axis = alt.Axis(labelExpr=f"format(datum.value / {size}, '~r') + ' {unit}'", tickCount=4)
+    x_axis = alt.Axis(labelExpr=f"format(datum.value / {size}, ',~r') + ' {unit}'", tickCount=4)
     scale = alt.Scale(domain=[0, most], nice=True)
     bars = base.mark_bar(height=12, yOffset=6, color=SERIES[0]).encode(
         x=alt.X(field="seconds", type="quantitative", title="expected", scale=scale, axis=x_axis),
@@ -380,16 +396,14 @@ def _by_operation(record: Record, phase: str) -> Any:
     ends = base.mark_rule(color=INK, strokeWidth=1.5, yOffset=6).encode(
         x=alt.X(field="low_s", type="quantitative"), x2="high_s", y=_bands(order, "operation")
     )
-    names = base.mark_text(align="left", baseline="bottom", dy=-3, fontSize=12, color=INK).encode(
-        x=alt.value(0), y=_bands(order, "operation"), text=alt.Text(field="operation")
-    )
+    names = _labels(base, order, "operation")
     chart: Any = alt.layer(bars, ends, names)
     return chart.properties(width="container", height=34 * len(order))
 
 
 def _unit(most: float) -> tuple[str, float]:
-    for unit, size in (("h", 3600.0), ("min", 60.0), ("s", 1.0), ("ms", 1e-3)):
-        if most >= size * (10 if unit in ("h", "min") else 1):
+    for unit, size in (("h", 3600.0), ("s", 1.0), ("ms", 1e-3)):
+        if most >= size * (10 if unit == "h" else 1):
             return unit, size
     return "µs", 1e-6
 
@@ -409,26 +423,26 @@ def roofline(record: Record) -> Any:
     import altair as alt
 
     held = columns(record, "operations")
-    pairs = zip(held["operation"], held["flops_per_s"], held["flops_per_byte"], strict=True)
-    points = [(name, rate, intensity) for name, rate, intensity in pairs if rate and intensity]
+    lines = zip(held["operation"], held["flops_per_s"], held["share"], strict=True)
+    points = [(name, rate) for name, rate, share in lines if rate and share >= WEIGHTY]
     if not points:
         return None
-    names = list(dict.fromkeys(name for name, _, _ in points))
+    names = list(dict.fromkeys(name for name, _ in points))
     peak = max(columns(record, "roofs")["peak_flops_per_s"])
-    low = min(rate for _, rate, _ in points)
+    low = min(rate for _, rate in points)
     x = alt.X(
         field="flops_per_byte",
         type="quantitative",
         title="FLOPs per byte of GPU memory",
         scale=alt.Scale(type="log", domain=[0.1, 1e5], nice=False, clamp=True),
-        axis=alt.Axis(labelExpr="format(datum.value, ',~r')", tickCount=6, grid=False),
+        axis=alt.Axis(labelExpr=COUNTS, values=[0.1, 1, 10, 100, 1e3, 1e4, 1e5], grid=False),
     )
     y = alt.Y(
         field="flops_per_s",
         type="quantitative",
         title="FLOP/s of a GPU",
         scale=alt.Scale(type="log", domain=[low / 3, peak * 2], nice=False),
-        axis=alt.Axis(labelExpr=POWERS, tickCount=6),
+        axis=alt.Axis(labelExpr=POWERS, values=_ladder(low / 3, peak * 2)),
     )
     roofs = (
         _of("roofs")
@@ -442,7 +456,7 @@ def roofline(record: Record) -> Any:
     )
     dots = (
         _of("operations")
-        .transform_filter("datum.flops_per_s > 0")
+        .transform_filter(f"datum.flops_per_s > 0 && datum.share >= {WEIGHTY}")
         .mark_point(filled=True, size=90, opacity=0.95, stroke="var(--page)", strokeWidth=0.5)
         .encode(
             x=x,
@@ -501,11 +515,11 @@ def _ranked(record: Record, name: str, title: str) -> Any:
     if not order:
         return None
     base = _of("rows").transform_filter(f"datum.{name}_s > 0")
+    timed = [[v for v in held[f"{name}_{end}_s"] if v] for end in ("floor", "high")]
     x = {
         "title": title,
-        "scale": alt.Scale(type="log", nice=True),
-        "axis": alt.Axis(labelExpr=SECONDS, tickCount=4),
         "type": "quantitative",
+        **_log(min(timed[0]), max(timed[1]), SECONDS),
     }
     tips = _tips("label", f"{name}_s", f"{name}_low_s", f"{name}_high_s", f"{name}_floor_s",
                  f"{name}_basis")  # fmt: skip
@@ -518,10 +532,7 @@ def _ranked(record: Record, name: str, title: str) -> Any:
     floors_ = base.mark_tick(thickness=2, size=12, yOffset=6, color=MUTED).encode(
         x=alt.X(field=f"{name}_floor_s", **x), y=_bands(order), tooltip=tips
     )
-    names = base.mark_text(
-        align="left", baseline="bottom", dy=-3, fontSize=12, color=INK, limit=350
-    ).encode(x=alt.value(0), y=_bands(order), text=alt.Text(field="label"))
-    chart: Any = alt.layer(ends, floors_, dots, names)
+    chart: Any = alt.layer(ends, floors_, dots, _labels(base, order))
     return chart.properties(width="container", height=36 * len(order))
 
 
@@ -543,19 +554,20 @@ def _by_batch(
     held = columns(record, "batch")
     if len([value for value in held[name] if value]) < 2:
         return None
+    known = [value for column in (name, *(band or ())) for value in held[column] if value]
+    counts = list(dict.fromkeys(held["concurrency"]))
     x = alt.X(
         field="concurrency",
         type="quantitative",
         title="sequences at once",
         scale=alt.Scale(type="log", base=2, nice=False),
-        axis=alt.Axis(labelExpr="format(datum.value, ',~r')", tickCount=6, grid=False),
+        axis=alt.Axis(labelExpr=COUNTS, values=counts, grid=False),
     )
     y = alt.Y(
         field=name,
         type="quantitative",
         title=title,
-        scale=alt.Scale(type="log", nice=True),
-        axis=alt.Axis(labelExpr=axis, tickCount=5),
+        **_log(min(known), max(known), axis),
     )
     base = _of("batch").transform_filter(f"datum.{name} > 0")
     layers = []

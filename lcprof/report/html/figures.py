@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,7 @@ def show(column: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, str):
-        return printable(value)
+        return "\n".join(printable(line) for line in value.split("\n"))
     for found, words in UNITS:
         if found(column):
             return words(value)
@@ -34,29 +35,45 @@ def _short(value: float) -> str:
     return f"{float(f'{value:.3g}'):,.10g}"
 
 
+def _money(value: float) -> str:
+    """Dollars with three digits, and cents at least."""
+    if value >= 100:
+        return _short(value)
+    places = 2 if value >= 1 or value <= 0 else 2 - math.floor(math.log10(value))
+    return f"{float(f'{value:.3g}'):,.{places}f}"
+
+
+def _params(value: float) -> str:
+    return f"{_short(value / 1e9)} B" if value >= 1e9 else f"{_short(value / 1e6)} M"
+
+
+def _counted(unit: str) -> Callable[[float], str]:
+    return lambda value: show_count(value, unit)
+
+
+def _within(*parts: str) -> Callable[[str], bool]:
+    return lambda column: any(part in column for part in parts)
+
+
+def _ends(*ends: str) -> Callable[[str], bool]:
+    return lambda column: column.endswith(ends)
+
+
 UNITS: tuple[tuple[Callable[[str], bool], Callable[[Any], str]], ...] = (
-    (lambda column: "bytes_per_s" in column, lambda value: show_count(value, "B/s")),
-    (lambda column: "flops_per_s" in column, lambda value: show_count(value, "FLOP/s")),
-    (lambda column: "flops_per_byte" in column, lambda value: _short(value)),
-    (
-        lambda column: "share" in column or column == "utilisation",
-        lambda value: f"{_short(value * 100)}%",
-    ),
-    (lambda column: "bytes" in column, show_bytes),
-    (lambda column: "flops" in column, lambda value: show_count(value, "FLOP")),
-    (lambda column: "usd" in column, lambda value: f"${_short(value)}"),
-    (
-        lambda column: column.endswith(("tokens_per_s", "tokens_per_s_per_gpu")),
-        lambda value: _short(value),
-    ),
-    (lambda column: column == "seconds" or column.endswith("_s"), show_seconds),
-    (lambda column: column.endswith("_tokens"), show_tokens),
-    (lambda column: column.endswith("_j"), lambda value: show_count(value, "J")),
-    (lambda column: column.endswith(("_w", "_w_per_gpu")), lambda value: f"{value:,.0f} W"),
-    (
-        lambda column: column == "distance" or column.endswith("_distance"),
-        lambda value: f"x{_short(value)}",
-    ),
+    (_within("bytes_per_s"), _counted("B/s")),
+    (_within("flops_per_s"), _counted("FLOP/s")),
+    (_within("flops_per_byte"), _short),
+    (_within("share", "utilisation"), lambda value: f"{_short(value * 100)}%"),
+    (_ends("params"), _params),
+    (_within("bytes"), show_bytes),
+    (_within("flops"), _counted("FLOP")),
+    (_within("usd"), lambda value: f"${_money(value)}"),
+    (_ends("tokens_per_s", "tokens_per_s_per_gpu"), _short),
+    (_ends("seconds", "_s"), show_seconds),
+    (_ends("_tokens"), show_tokens),
+    (_ends("_j"), _counted("J")),
+    (_ends("_w", "_w_per_gpu"), lambda value: f"{value:,.0f} W"),
+    (_ends("distance"), lambda value: f"x{_short(value)}"),
 )
 """What a column holds, by its name, and how that is worded; the first that applies."""
 
@@ -118,6 +135,10 @@ HEADS = {
     "distance": "beyond measured",
     "peak_flops_per_s": "peak",
     "bandwidth_bytes_per_s": "memory bandwidth",
+    "median_error_share": "error, median",
+    "high_error_share": "error, nine in ten below",
+    "measured_on": "measured on",
+    "about": "about",
     "prefill_w_per_gpu": "power per GPU, prefill",
     "decode_w_per_gpu": "power per GPU, decode",
 }

@@ -6,6 +6,7 @@
   const tables = read("tables");
   const heads = read("heads");
   const specs = read("specs");
+  const NARROW = 420; // pixels of a chart whose legend stands in one column
 
   // A table's columns, its axes repeated over the points that they span (the last axis fastest).
   const known = new Map();
@@ -45,6 +46,12 @@
   const trimmed = (text) => (text.includes(".") ? text.replace(/\.?0+$/, "") : text);
   const plain = (value) => group(String(Number(value.toPrecision(10))));
   const short = (value) => plain(Number(value.toPrecision(3)));
+  function money(value) {
+    if (value >= 100) return short(value);
+    const places = value >= 1 || value <= 0 ? 2 : 2 - Math.floor(Math.log10(value));
+    return group(Number(value.toPrecision(3)).toFixed(places));
+  }
+  const params = (value) => (value >= 1e9 ? `${short(value / 1e9)} B` : `${short(value / 1e6)} M`);
   function prefixed(value, unit) {
     const prefixes = ["", "k", "M", "G", "T", "P", "E", "Z"];
     let near = Number(value.toPrecision(3));
@@ -73,16 +80,17 @@
     if (column.includes("bytes_per_s")) return prefixed(value, "B/s");
     if (column.includes("flops_per_s")) return prefixed(value, "FLOP/s");
     if (column.includes("flops_per_byte")) return short(value);
-    if (column.includes("share") || column === "utilisation") return `${short(value * 100)}%`;
+    if (column.includes("share") || column.includes("utilisation")) return `${short(value * 100)}%`;
+    if (column.endsWith("params")) return params(value);
     if (column.includes("bytes")) return prefixed(value, "B");
     if (column.includes("flops")) return prefixed(value, "FLOP");
-    if (column.includes("usd")) return `$${short(value)}`;
+    if (column.includes("usd")) return `$${money(value)}`;
     if (/tokens_per_s(_per_gpu)?$/.test(column)) return short(value);
-    if (/(_s|^seconds)$/.test(column)) return seconds(value);
+    if (/(_s|seconds)$/.test(column)) return seconds(value);
     if (column.endsWith("_tokens")) return tokens(value);
     if (column.endsWith("_j")) return prefixed(value, "J");
     if (/(_w|_w_per_gpu)$/.test(column)) return `${group(value.toFixed(0))} W`;
-    if (/(_distance|^distance)$/.test(column)) return `x${short(value)}`;
+    if (column.endsWith("distance")) return `x${short(value)}`;
     return plain(value);
   }
   const head = (column) => heads[column] || column.replaceAll("_", " ");
@@ -125,8 +133,15 @@
     }
     return found;
   }
+  function narrow(spec) {
+    if (spec && typeof spec === "object") {
+      if (spec.legend && spec.legend.columns) spec.legend.columns = 1;
+      Object.values(spec).forEach(narrow);
+    }
+  }
   function draw(place) {
     const spec = specs[place.dataset.chart];
+    if (place.clientWidth < NARROW) narrow(spec);
     const held = [...named(spec)].filter((name) => Object.hasOwn(tables, name));
     spec.datasets = { ...spec.datasets, ...Object.fromEntries(held.map((name) => [name, rows(name)])) };
     const options = { renderer: "svg", actions: false, defaultStyle: false, tooltip: tooltip() };

@@ -67,16 +67,16 @@ def record_of(
     row = answers.row
     ordered = _ordered(rows, row)
     kept = ordered[:MOST_ROWS]
-    labels = _labels(kept)
+    names = labels(kept)
     tables: dict[str, Table] = {
         "about": _about(rows, kept, row, asked),
-        "rows": _rows(kept, labels),
-        "memory": _memory(kept, labels),
+        "rows": _rows(kept, names),
+        "memory": _memory(kept, names),
         "limits": _limits(answers),
         "offers": _offers(answers),
-        **_curves(kept, labels, row),
+        **_curves(kept, names, row),
         **_operations(row),
-        **_grid(rows, kept, labels, row, gpus),
+        **_grid(kept, row, gpus),
         "launch": _launch(engines),
         "notes": _notes(rows, kept, row),
     }
@@ -173,26 +173,43 @@ def _ordered(rows: Sequence[Row], row: Row) -> list[Row]:
     return [row, *first, *ranked]
 
 
-def _labels(rows: Sequence[Row]) -> list[str]:
+def labels(rows: Sequence[Row]) -> list[str]:
     """What sets each row apart, no two alike."""
     names = varying(rows)
-    labels: list[str] = []
-    for row in rows:
-        columns = row.columns()
-        parts = []
-        for name in names:
-            text = shown(name, columns[name])
-            if name == "kv":
-                text = abbreviated(text)
-            bare = name in ("model", "gpu", "kv")
-            parts.append(text if bare else f"{HEADS.get(name, name)} {text}")
-        labels.append(shorten(", ".join(parts), LABEL))
+    found = [shorten(", ".join(_said(row, names)), LABEL) for row in rows]
     seen: dict[str, int] = {}
-    for index, label in enumerate(labels):
+    for index, label in enumerate(found):
         seen[label] = seen.get(label, 0) + 1
         if seen[label] > 1:
-            labels[index] = f"{label} ({seen[label]})"
-    return labels
+            found[index] = f"{label} ({seen[label]})"
+    return found
+
+
+def _said(row: Row, names: Iterable[str]) -> list[str]:
+    columns = row.columns()
+    return [
+        WORDED.get(name, f"{HEADS.get(name, name)} {{}}").format(_text(name, columns[name]))
+        for name in names
+    ]
+
+
+def _text(name: str, value: object) -> str:
+    text = shown(name, value)
+    return abbreviated(text) if name == "kv" else text
+
+
+WORDED = {
+    **dict.fromkeys(("model", "gpu", "kv"), "{}"),
+    "weights": "{} weights",
+    "gpus": "GPUs: {}",
+    "context_tokens": "{} context",
+    "output_tokens": "{} output",
+    "concurrency": "{} at once",
+    "price_usd_per_gpu_hour": "${} a GPU-hour",
+    "power_limit_w": "{} W",
+    "stack": "kernels of {}",
+}
+"""How a label says a column of a case."""
 
 
 def _about(rows: Sequence[Row], kept: Sequence[Row], row: Row, asked: Asked) -> Table:
@@ -215,24 +232,19 @@ def _about(rows: Sequence[Row], kept: Sequence[Row], row: Row, asked: Asked) -> 
     return {"columns": {name: [value] for name, value in facts.items()}}
 
 
-def _rows(rows: Sequence[Row], labels: Sequence[str]) -> Table:
+def _rows(rows: Sequence[Row], names: Sequence[str]) -> Table:
     lines = []
-    for row, label, columns in zip(rows, labels, records(rows), strict=True):
-        worst = row.case.kv.risks()[0]
-        risk, why, source = worst.name, worst.why, worst.source
-        weights = row.case.deployment.weights
-        if weights is not None and weights.bits < study.SAFE_BITS and worst.level < 2:
-            risk, why = "some", f"{weights.name} weights in fewer than 8 bits"
-            source = "depends on the quantiser; evaluate the checkpoint"
+    for row, label, columns in zip(rows, names, records(rows), strict=True):
+        worst = study.risk(row.case)
         limits = {} if row.estimate.fits else {"limited_by": BREAKS[row.estimate.limited_by]}
-        extra = {"risk": risk, "risk_why": why, "risk_source": source}
+        extra = {"risk": worst.name, "risk_why": worst.why, "risk_source": worst.source}
         lines.append({"label": label, **extra, **columns, **limits})
     return _columns(list(lines[0]), [list(line.values()) for line in lines])
 
 
-def _memory(rows: Sequence[Row], labels: Sequence[str]) -> Table:
+def _memory(rows: Sequence[Row], names: Sequence[str]) -> Table:
     lines = []
-    for row, label in zip(rows[:MOST_BARS], labels, strict=False):
+    for row, label in zip(rows[:MOST_BARS], names, strict=False):
         capacity = row.estimate.capacity_bytes_per_gpu
         for part in PARTS[:-1]:
             held = part.bytes_held(row.estimate)
@@ -256,17 +268,17 @@ def _limits(answers: Answers) -> Table:
 
 
 def _offers(answers: Answers) -> Table:
-    names = ("flags", "why", "fits", "total_bytes_per_gpu")
-    lines = [
-        (
-            printable(offer.flags),
-            printable(offer.why),
-            bool(offer.row.estimate.fits),
-            round(offer.row.estimate.total_bytes_per_gpu),
-        )
-        for offer in answers.offers[:MOST_OFFERS]
-    ]
-    return _columns(names, lines)
+    """What to change; for a plan that fits without what its limits say already."""
+    case = answers.row.case
+    lines = []
+    for offer in answers.offers:
+        other = offer.row.case
+        same = other.deployment == case.deployment and other.kv_spec == case.kv_spec
+        if not (same and answers.row.estimate.fits):
+            total = round(offer.row.estimate.total_bytes_per_gpu)
+            fits = bool(offer.row.estimate.fits)
+            lines.append((printable(offer.flags), printable(offer.why), fits, total))
+    return _columns(("flags", "why", "fits", "total_bytes_per_gpu"), lines[:MOST_OFFERS])
 
 
 CURVE = (
@@ -285,7 +297,7 @@ BATCH = (
 )
 
 
-def _curves(rows: Sequence[Row], labels: Sequence[str], row: Row) -> dict[str, Table]:
+def _curves(rows: Sequence[Row], labelled: Sequence[str], row: Row) -> dict[str, Table]:
     """What lies around the chosen row, and along the contexts of the strategies beside it."""
     case = row.case
     planned = [case.workload.context_tokens, rows[0].case.workload.context_tokens]
@@ -295,7 +307,7 @@ def _curves(rows: Sequence[Row], labels: Sequence[str], row: Row) -> dict[str, T
     few = study.lengths(case, planned, 2)
     lines: dict[str, list[Any]] = {name: [] for name in ("label", *LINE)}
     first = {id(kind) for kind in study.kinds(each.case for each in rows)}
-    names = {id(each): label for each, label in zip(rows, labels, strict=True)}
+    names = {id(each): label for each, label in zip(rows, labelled, strict=True)}
     crossings: list[tuple[Any, ...]] = []
     for each in study.unlike([each for each in rows if id(each.case) in first], MOST_LINES):
         if each.max_context_tokens and each.max_context_tokens <= few[-1]:
@@ -306,7 +318,7 @@ def _curves(rows: Sequence[Row], labels: Sequence[str], row: Row) -> dict[str, T
         for name in LINE:
             lines[name] += table[name]
     most = min(row.max_concurrency or study.MOST_SEQUENCES, study.MOST_SEQUENCES)
-    sequences = study.batches(most, [case.workload.concurrency])
+    sequences = study.batches(most, [case.workload.concurrency, most])
     (batch,) = study.swept(case, [case.workload.context_tokens], sequences, BATCH)
     return {
         "curve": {"columns": _round(curve)},
@@ -362,16 +374,17 @@ def _kernels(found: Sequence[Found]) -> Table:
             (stack, variant, each.measured_on, each.fit.rows, held.median, held.p90, standing)
         )
     names = ("stack", "kernel", "measured_on", "rows")
-    return _columns((*names, "median_error_share", "p90_error_share", "use"), lines)
+    return _columns((*names, "median_error_share", "high_error_share", "use"), lines)
 
 
-def _grid(
-    rows: Sequence[Row], kept: Sequence[Row], labels: Sequence[str], row: Row, gpus: Iterable[Gpu]
-) -> dict[str, Table]:
-    found = study.grid(kept, row, gpus)
-    names = {id(r.case): label for r, label in zip(kept, labels, strict=True)}
+def _grid(rows: Sequence[Row], row: Row, gpus: Iterable[Gpu]) -> dict[str, Table]:
+    found = study.grid(rows, row, gpus)
+    held = {id(each.case): each for each in rows}
+    kinds = [held[id(case)] for case in found.cases]
+    names = [name for name in varying(rows) if name not in ("context_tokens", "concurrency")]
+    said = [shorten(", ".join(_said(each, names or ["kv"])), LABEL) for each in kinds]
     axes: dict[str, list[Any]] = {
-        "label": _kind_labels([names[id(case)] for case in found.cases], found.cases),
+        "label": said if len(set(said)) == len(said) else labels(kinds),
         "gpu": [printable(deployment.gpu.name) for deployment in found.deployments],
         "context_tokens": [rounded(tokens) for tokens in found.contexts],
         "concurrency": [rounded(count) for count in found.sequences],
@@ -389,20 +402,6 @@ def _grid(
     }
 
 
-def _kind_labels(labels: Sequence[str], cases: Sequence[Any]) -> list[str]:
-    """Labels of kinds: what the sliders set is not among what sets them apart."""
-    bare = [
-        ", ".join(
-            part
-            for part in label.split(", ")
-            if not part.startswith((f"{HEADS['context_tokens']} ", f"{HEADS['concurrency']} "))
-        )
-        for label in labels
-    ]
-    bare = [text or case.kv_spec for text, case in zip(bare, cases, strict=True)]
-    return bare if len(set(bare)) == len(bare) else list(labels)
-
-
 def _launch(engines: Sequence[EngineAnswer]) -> Table:
     from lcprof.report.engine import launch_text
 
@@ -417,12 +416,12 @@ def _launch(engines: Sequence[EngineAnswer]) -> Table:
                 reserved.reason or "",
                 round(max(0.0, reserved.kv_bytes)),
                 reserved.kv_tokens,
-                reserved.max_concurrency,
+                round(reserved.max_concurrency, 2),
                 "; ".join(f"{gap.part}: {gap.reason}" for gap in answer.launch.missing),
             )
         )
     names = ("engine", "launch", "starts", "reason", "kv_bytes_per_gpu", "kv_tokens")
-    return _columns((*names, "max_concurrency", "missing"), lines)
+    return _columns((*names, "requests", "missing"), lines)
 
 
 def printable_lines(lines: Iterable[str]) -> str:

@@ -197,13 +197,18 @@ def _changes(page: Markup) -> str:
             )
         if page.value("limits", "max_concurrency"):
             found.append(
-                f"More than {at('limits', 'max_concurrency')} sequences of this length at once: "
-                "they no longer fit."
+                f"A batch of more than {at('limits', 'max_concurrency')} at this length: it no "
+                "longer fits."
             )
-    for index in range(page.size("offers")):
+    found += [
+        f"<code>{at('offers', 'flags', index)}</code>: {at('offers', 'why', index)} "
+        f"({at('offers', 'total_bytes_per_gpu', index)} on each GPU)."
+        for index in range(page.size("offers"))
+    ]
+    if page.value("rows", "ttft_low_s") is not None:
         found.append(
-            f"<code>{at('offers', 'flags', index)}</code>: {at('offers', 'why', index)} "
-            f"({at('offers', 'total_bytes_per_gpu', index)} on each GPU)."
+            f"A first token after {page.within('rows', 'ttft', 's')}, the ends of its interval: "
+            "cost and energy move with it."
         )
     if not found:
         return ""
@@ -264,8 +269,8 @@ def time(page: Markup) -> str:
         page.chart(
             f"{stem}-curve",
             title,
-            f"{words} Line: expected, {at('rows', 'label')}. Band: nine in ten measurements. Dashed: "
-            "floor of the data sheet. Dotted: the planned context, with "
+            f"{words} Line: expected, {at('rows', 'label')}. Band: nine in ten measurements. "
+            "Dashed: floor of the data sheet. Dotted: the planned context, with "
             f"{at('rows', f'{stem}_s')} expected above a floor of {at('rows', f'{stem}_floor_s')}.",
             "curve",
             ("context_tokens", f"{stem}_s", f"{stem}_low_s", f"{stem}_high_s", f"{stem}_floor_s",
@@ -293,11 +298,12 @@ def time(page: Markup) -> str:
     roof = page.chart(
         "roofline",
         "Roofline",
-        "Each operation by the FLOPs it does for a byte of GPU memory and the FLOP/s it reaches. The "
-        f"roof is the data sheet of {at('rows', 'gpu')}: "
+        "Each operation by its FLOPs for a byte of GPU memory and the FLOP/s that it reaches; "
+        "those that hardly weigh are left out. "
+        f"The roof is the data sheet of {at('rows', 'gpu')}: "
         f"{at('roofs', 'bandwidth_bytes_per_s')} of memory, {at('roofs', 'peak_flops_per_s')} in "
-        f"{at('roofs', 'compute')}. Points on the slope wait for memory, points under the flat part "
-        "for arithmetic.",
+        f"{at('roofs', 'compute')}. Points on the slope wait for memory, points under the "
+        "flat part for arithmetic.",
         "operations",
         ("phase", "operation", "flops", "hbm_bytes", "compute", "flops_per_byte", "flops_per_s"),
     )
@@ -320,7 +326,7 @@ def _largest(page: Markup, phase: str) -> str:
         return ""
     top = max(where, key=lambda i: held["seconds"][i])
     return (
-        f"{page.figure('operations', 'operation', top)} takes "
+        f"Most goes to {page.figure('operations', 'operation', top)}: "
         f"{page.figure('operations', 'seconds', top)}, {page.figure('operations', 'share', top)} "
         "of it."
     )
@@ -402,11 +408,11 @@ def _ranked_line(page: Markup, row: int) -> str:
     for name in RANKED[1:]:
         stem, _, unit = name.rpartition("_")
         small = page.within("rows", stem, unit, row)
+        floored = stem in ("ttft", "tpot") and page.value("rows", name, row) is None
         if name == "total_bytes_per_gpu":
             small = "fits" if page.value("rows", "fits", row) else "does not fit"
-        elif stem in ("ttft", "tpot"):
-            if page.value("rows", name, row) is None and page.value("rows", "fits", row):
-                small = f"floor {at('rows', f'{stem}_floor_s', row)}"
+        elif floored and page.value("rows", "fits", row):
+            small = f"floor {at('rows', f'{stem}_floor_s', row)}"
         under = f"<small>{small}</small>" if small else ""
         any_ = name.startswith("max_") and page.value("rows", name, row) is None
         figure = "any" if any_ else at("rows", name, row)
@@ -500,8 +506,8 @@ def what_if(page: Markup) -> str:
         '<div class="gauge" aria-hidden="true"><div></div></div>'
         f'<div class="scroll"><table><tbody>{lines}</tbody></table></div>'
         '<p class="muted">Each position is a point that was planned; nothing between is '
-        "interpolated. Small: nine in ten measurements. What does not fit has no times; a dash also "
-        "stands where no measured kernel is like it. Other GPUs are at the catalog's price.</p>"
+        "interpolated. Small: nine in ten measurements. What does not fit has no times, nor has "
+        "what no measured kernel is like. Other GPUs are at the catalog's price.</p>"
         '<p class="csv"><button type="button" data-csv="grid_steps">CSV of steps</button> '
         '<button type="button" data-csv="grid_prompts">CSV of prompts</button></p></div>'
     )
@@ -539,8 +545,8 @@ def cost(page: Markup) -> str:
     ) + page.chart(
         "energy-by-batch",
         "Energy over the batch",
-        f"Joules of an output token at {at('rows', 'context_tokens')} tokens each. Band: nine in ten "
-        "measurements.",
+        f"Joules of an output token at {at('rows', 'context_tokens')} tokens each. Band: nine in "
+        "ten measurements.",
         "batch",
     )
     pair = f'<div class="pair">{charts}</div>' if charts else ""
@@ -560,7 +566,7 @@ def launch(page: Markup) -> str:
             f"<p>By its own memory rule the server {starts}{said}, with "
             f"{page.figure('launch', 'kv_bytes_per_gpu', row)} of KV on a GPU for "
             f"{page.figure('launch', 'kv_tokens', row)} tokens: "
-            f"{page.figure('launch', 'max_concurrency', row)} requests of this length.</p>"
+            f"{page.figure('launch', 'requests', row)} requests of this length.</p>"
         )
     return _section("launch", "Launch lines", *parts)
 
@@ -570,18 +576,18 @@ def sources(page: Markup) -> str:
     kernels = ""
     if page.size("kernels"):
         kernels = (
-            "<h3>Measured kernels behind the times</h3><p>Errors are those of predictions on held-out"
-            " measurements: the median, and what nine in ten stay below.</p>"
+            "<h3>Measured kernels behind the times</h3><p>Errors are those of predictions on "
+            "held-out measurements: the median, and what nine in ten stay below.</p>"
             f"{page.data_table('kernels', title='Measured kernels')}"
         )
     notes = page.data_table("notes", title="Assumptions and sources") if page.size("notes") else ""
     words = (
-        "<p>Bytes follow from the model's config and are exact, apart from activations, workspace and "
-        "runtime, which are estimates. Times are expected values: interpolated when all that weighs "
-        "lies within the measured shapes, extrapolated when some lies beyond, transported when "
-        "another GPU or kernel was measured. A floor is what the data sheet allows with everything "
-        "overlapped; no engine is faster. TTFT is that of one request alone, TPOT that of a step of "
-        "the whole batch.</p>"
+        "<p>Bytes follow from the model's config and are exact, apart from activations, workspace "
+        "and runtime, which are estimates. Times are expected values: interpolated when all that "
+        "weighs lies within the measured shapes, extrapolated when some lies beyond, transported "
+        "when another GPU or kernel was measured. A floor is what the data sheet allows with "
+        "everything overlapped; no engine is faster. TTFT, the time to the first token, is that of "
+        "one request alone; TPOT, the time per output token, that of a step of the whole batch.</p>"
     )
     built = f"<p>lcprof {page.figure('about', 'lcprof_version')}"
     if page.value("about", "date"):
