@@ -24,10 +24,10 @@ from lcprof.domain.kv.strategy import Risk
 from lcprof.domain.workload import Workload
 from lcprof.num import Num
 from lcprof.plan.crossover import attention_read_bytes
-from lcprof.plan.estimate import Counts, capacity_bytes, count, finish
+from lcprof.plan.estimate import Counts, capacity_bytes, count, finish, remade
 from lcprof.plan.fits import fits_for
 from lcprof.plan.row import Row
-from lcprof.plan.search import LIMIT, max_concurrency
+from lcprof.plan.search import LIMIT, max_concurrency, max_context_tokens
 from lcprof.plan.times import NAMED, sustained_timings, times
 
 Table: TypeAlias = dict[str, list[Any]]
@@ -36,7 +36,7 @@ SAFE_LEVEL = 1
 """The highest risk to quality (lcprof.domain.kv) that a choice takes without being asked to."""
 SAFE_BITS = 8
 ALIKE = 0.05
-"""Strategies whose bytes differ by less are one line in a chart."""
+"""Lines that differ by no more of their height are drawn as one."""
 SHORTEST_TOKENS = 4096.0
 LONGEST_TOKENS = 2.0**22
 BEYOND = 4.0
@@ -99,15 +99,23 @@ def kinds(cases: Iterable[Case]) -> list[Case]:
     return list(found.values())
 
 
-def unlike(rows: Sequence[Row], most: int) -> list[Row]:
-    """Up to `most` rows in their order, without those that take about as many bytes as another."""
-    held: list[Row] = []
-    for row in rows:
-        bytes_here = row.estimate.total_bytes_per_gpu
-        sizes = [other.estimate.total_bytes_per_gpu for other in held]
-        if all(abs(bytes_here - size) > ALIKE * size for size in sizes) and len(held) < most:
-            held.append(row)
-    return held
+def alike(ones: Sequence[float], others: Sequence[float]) -> bool:
+    """Whether two lines are hard to tell apart in a chart."""
+    pairs = zip(ones, others, strict=True)
+    return all(abs(one - other) <= ALIKE * other for one, other in pairs)
+
+
+def longest_tokens(case: Case, sequences: float) -> float | None:
+    """The longest context that fits with so many sequences; None where memory sets no bound."""
+    workload = replace(case.workload, concurrency=sequences)
+    found = max_context_tokens(
+        remade(case.model, case.kv),
+        case.deployment,
+        case.kv,
+        workload,
+        capacity_bytes(case.deployment),
+    )
+    return None if found >= LIMIT else found
 
 
 def lengths(case: Case, planned: Iterable[float], per_octave: int) -> list[float]:

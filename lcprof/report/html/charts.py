@@ -36,7 +36,7 @@ GB = "format(datum.value / 1e9, ',~r') + ' GB'"
 SECONDS = (
     "datum.value < 1e-3 ? format(datum.value * 1e6, '~r') + ' µs'"
     " : datum.value < 1 ? format(datum.value * 1e3, '~r') + ' ms'"
-    " : datum.value < 7200 ? format(datum.value, ',~r') + ' s'"
+    " : datum.value < 36000 ? format(datum.value, ',~r') + ' s'"
     " : format(datum.value / 3600, '.3~r') + ' h'"
 )
 COUNTS = "format(datum.value, ',~r')"
@@ -84,6 +84,7 @@ CONFIG: dict[str, Any] = {
         "labelOverlap": "greedy",
         "labelSeparation": 6,
     },
+    "axisX": {"labelBound": True},
     "legend": {
         "labelColor": INK,
         "titleColor": MUTED,
@@ -224,7 +225,7 @@ def memory_lines(record: Record) -> Any:
 
     held = columns(record, "contexts")
     order = list(dict.fromkeys(held["label"]))
-    top = max(held["capacity_bytes_per_gpu"]) * 1.5
+    top = max(*held["capacity_bytes_per_gpu"], min(held["total_bytes_per_gpu"])) * 1.5
     y = alt.Y(
         field="total_bytes_per_gpu",
         type="quantitative",
@@ -319,6 +320,8 @@ def _timed(record: Record, name: str, title: str) -> Any:
     held = columns(record, "curve")
     x = _tokens(held["context_tokens"])
     known = [v for v in (*held[f"{name}_high_s"], *held[f"{name}_floor_s"]) if v]
+    if len(known) < 2:
+        return None
     low = min(v for v in held[f"{name}_floor_s"] if v)
     looks = _log(low, max(known), SECONDS)
 
@@ -330,7 +333,8 @@ def _timed(record: Record, name: str, title: str) -> Any:
                  f"{name}_floor_s", f"{name}_basis")  # fmt: skip
     base = _of("curve")
     some = base.transform_filter(f"datum.{expected} != null")
-    floor = base.mark_line(color=MUTED, strokeDash=[3, 3], strokeWidth=1.5)
+    floored = base.transform_filter(f"datum.{name}_floor_s != null")
+    floor = floored.mark_line(color=MUTED, strokeDash=[3, 3], strokeWidth=1.5)
     layers = [floor.encode(x=x, y=y(f"{name}_floor_s"), tooltip=tips)]
     if any(held[expected]):
         pairs = zip(held[f"{name}_basis"], held[expected], strict=True)

@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from lcprof import __version__
 from lcprof.cost.expected.task import Found
+from lcprof.domain.case import Case
 from lcprof.domain.gpu import Gpu
 from lcprof.errors import InputError
 from lcprof.plan import study
@@ -74,7 +75,8 @@ def record_of(
         "memory": _memory(kept, names),
         "limits": _limits(answers),
         "offers": _offers(answers),
-        **_curves(kept, names, row),
+        **_lines(kept, row),
+        **_curves(kept, row),
         **_operations(row),
         **_grid(kept, row, gpus),
         "launch": _launch(engines),
@@ -291,43 +293,76 @@ LINE = (
     *("capacity_bytes_per_gpu", "max_concurrency"),
 )
 BATCH = (
-    *("concurrency", "total_bytes_per_gpu", "tpot_s", "output_tokens_per_s"),
+    *("concurrency", "total_bytes_per_gpu", "capacity_bytes_per_gpu", "tpot_s"),
+    "output_tokens_per_s",
     *("usd_per_million_output_tokens", "output_token_j", "output_token_low_j"),
     "output_token_high_j",
 )
 
 
-def _curves(rows: Sequence[Row], labelled: Sequence[str], row: Row) -> dict[str, Table]:
-    """What lies around the chosen row, and along the contexts of the strategies beside it."""
+def _curves(rows: Sequence[Row], row: Row) -> dict[str, Table]:
+    """What lies around the chosen row: over context, and over the batch."""
     case = row.case
-    planned = [case.workload.context_tokens, rows[0].case.workload.context_tokens]
+    workload = case.workload
+    planned = [workload.context_tokens, rows[0].case.workload.context_tokens]
     contexts = study.lengths(case, planned, study.PER_OCTAVE)
-    (curve,) = study.swept(case, contexts, [case.workload.concurrency], CURVE)
-    shares = study.context_shares(case, contexts)
-    few = study.lengths(case, planned, 2)
-    lines: dict[str, list[Any]] = {name: [] for name in ("label", *LINE)}
-    first = {id(kind) for kind in study.kinds(each.case for each in rows)}
-    names = {id(each): label for each, label in zip(rows, labelled, strict=True)}
-    crossings: list[tuple[Any, ...]] = []
-    for each in study.unlike([each for each in rows if id(each.case) in first], MOST_LINES):
-        if each.max_context_tokens and each.max_context_tokens <= few[-1]:
-            capacity = each.estimate.capacity_bytes_per_gpu
-            crossings.append((names[id(each)], each.max_context_tokens, capacity))
-        (table,) = study.swept(each.case, few, [each.case.workload.concurrency], LINE)
-        lines["label"] += [names[id(each)]] * len(few)
-        for name in LINE:
-            lines[name] += table[name]
+    (curve,) = study.swept(case, contexts, [workload.concurrency], CURVE)
     most = min(row.max_concurrency or study.MOST_SEQUENCES, study.MOST_SEQUENCES)
-    sequences = study.batches(most, [case.workload.concurrency, most])
-    (batch,) = study.swept(case, [case.workload.context_tokens], sequences, BATCH)
+    sequences = study.batches(most, [workload.concurrency, most])
+    (batch,) = study.swept(case, [workload.context_tokens], sequences, BATCH)
+    for table in (curve, batch):
+        _blank_beyond_memory(table, case.hypothetical)
     return {
         "curve": {"columns": _round(curve)},
-        "shares": {"columns": _round(shares)},
-        "contexts": {"columns": _round(lines)},
-        "crossings": _columns(("label", "context_tokens", "capacity_bytes_per_gpu"), crossings),
-        "planned": {"columns": {"context_tokens": [rounded(case.workload.context_tokens)]}},
+        "shares": {"columns": _round(study.context_shares(case, contexts))},
+        "planned": {"columns": {"context_tokens": [rounded(workload.context_tokens)]}},
         "batch": {"columns": _round(batch)},
     }
+
+
+def _blank_beyond_memory(table: dict[str, list[Any]], hypothetical: bool) -> None:
+    """Takes away the times of points that do not fit, unless they are asked for."""
+    sized = ("context_tokens", "concurrency", "total_bytes_per_gpu", "capacity_bytes_per_gpu")
+    held = zip(table["total_bytes_per_gpu"], table["capacity_bytes_per_gpu"], strict=True)
+    for index, (total, capacity) in enumerate(held):
+        if total > capacity and not hypothetical:
+            for name in table.keys() - set(sized):
+                table[name][index] = None
+
+
+def _lines(rows: Sequence[Row], row: Row) -> dict[str, Table]:
+    """Memory over context of strategies that differ, all at the chosen row's batch."""
+    batch = row.case.workload.concurrency
+    cases = study.kinds(each.case for each in rows)
+    few = study.lengths(row.case, [row.case.workload.context_tokens], 2)
+    lines: dict[str, list[Any]] = {name: [] for name in ("label", *LINE)}
+    crossings: list[tuple[Any, ...]] = []
+    drawn: list[list[float]] = []
+    for case, label in zip(cases, _kind_labels(rows, cases), strict=True):
+        (table,) = study.swept(case, few, [batch], LINE)
+        totals = table["total_bytes_per_gpu"]
+        if len(drawn) == MOST_LINES or any(study.alike(totals, other) for other in drawn):
+            continue
+        drawn.append(totals)
+        lines["label"] += [label] * len(few)
+        for name in LINE:
+            lines[name] += table[name]
+        longest = study.longest_tokens(case, batch)
+        if longest is not None and few[0] <= longest <= few[-1]:
+            crossings.append((label, longest, table["capacity_bytes_per_gpu"][0]))
+    return {
+        "contexts": {"columns": _round(lines)},
+        "crossings": _columns(("label", "context_tokens", "capacity_bytes_per_gpu"), crossings),
+    }
+
+
+def _kind_labels(rows: Sequence[Row], cases: Sequence[Case]) -> list[str]:
+    """What sets kinds apart: neither context nor batch."""
+    held = {id(each.case): each for each in rows}
+    kinds = [held[id(case)] for case in cases]
+    names = [name for name in varying(rows) if name not in ("context_tokens", "concurrency")]
+    said = [shorten(", ".join(_said(each, names or ["kv"])), LABEL) for each in kinds]
+    return said if len(set(said)) == len(said) else labels(kinds)
 
 
 def _operations(row: Row) -> dict[str, Table]:
@@ -379,12 +414,8 @@ def _kernels(found: Sequence[Found]) -> Table:
 
 def _grid(rows: Sequence[Row], row: Row, gpus: Iterable[Gpu]) -> dict[str, Table]:
     found = study.grid(rows, row, gpus)
-    held = {id(each.case): each for each in rows}
-    kinds = [held[id(case)] for case in found.cases]
-    names = [name for name in varying(rows) if name not in ("context_tokens", "concurrency")]
-    said = [shorten(", ".join(_said(each, names or ["kv"])), LABEL) for each in kinds]
     axes: dict[str, list[Any]] = {
-        "label": said if len(set(said)) == len(said) else labels(kinds),
+        "label": _kind_labels(rows, found.cases),
         "gpu": [printable(deployment.gpu.name) for deployment in found.deployments],
         "context_tokens": [rounded(tokens) for tokens in found.contexts],
         "concurrency": [rounded(count) for count in found.sequences],

@@ -207,7 +207,7 @@ def _changes(page: Markup) -> str:
     ]
     if page.value("rows", "ttft_low_s") is not None:
         found.append(
-            f"A first token after {page.within('rows', 'ttft', 's')}, the ends of its interval: "
+            f"In nine of ten cases the first token comes after {page.within('rows', 'ttft', 's')}; "
             "cost and energy move with it."
         )
     if not found:
@@ -241,9 +241,9 @@ def memory(page: Markup) -> str:
     lines = page.chart(
         "memory-lines",
         "Memory over context",
-        "Weights, KV and working memory of the fullest GPU as the context grows, at the batch that "
-        f"was planned. The rule is the capacity; points mark where a line meets it. {crossing} "
-        "Strategies of about the same size share a line.",
+        "Weights, KV and working memory of the fullest GPU as the context grows, for "
+        f"{at('rows', 'concurrency')} at once. The rule is the capacity; points mark where a line "
+        f"meets it. {crossing} Strategies of about the same size share a line.",
         "contexts",
         ("label", "context_tokens", "kv_reserved_bytes_per_gpu", "total_bytes_per_gpu",
          "capacity_bytes_per_gpu"),
@@ -271,7 +271,8 @@ def time(page: Markup) -> str:
             title,
             f"{words} Line: expected, {at('rows', 'label')}. Band: nine in ten measurements. "
             "Dashed: floor of the data sheet. Dotted: the planned context, with "
-            f"{at('rows', f'{stem}_s')} expected above a floor of {at('rows', f'{stem}_floor_s')}.",
+            f"{at('rows', f'{stem}_s')} expected above a floor of {at('rows', f'{stem}_floor_s')}. "
+            "Lines end with memory, or where measurements are too far away.",
             "curve",
             ("context_tokens", f"{stem}_s", f"{stem}_low_s", f"{stem}_high_s", f"{stem}_floor_s",
              f"{stem}_basis"),

@@ -65,7 +65,7 @@ class Tab:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def until(self, code: str, limit_s: float = 8) -> None:
+    def until(self, code: str, limit_s: float = START_S) -> None:
         """Waits until an expression holds."""
         end = time.monotonic() + limit_s
         while not self.evaluate(code):
@@ -107,7 +107,9 @@ class Tab:
         sent = [e for e in self.events if e["method"] == "Network.requestWillBeSent"]
         return [event["params"]["request"]["url"] for event in sent]
 
-    def screenshot(self, path: Path, *, clip: tuple[float, float, float, float] | None = None) -> None:
+    def screenshot(
+        self, path: Path, *, clip: tuple[float, float, float, float] | None = None
+    ) -> None:
         """The whole page as PNG, or a part of it."""
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]
         x, y, width, height = clip or (0.0, 0.0, size["width"], size["height"])
