@@ -11,6 +11,7 @@ from typing import Any
 
 import chromium
 import pytest
+import yaml
 from pages import ROOT, built, columns, says
 
 from lcprof.report.html.figures import show
@@ -31,7 +32,8 @@ OUTSIDE = """[...document.querySelectorAll('.chart svg')].flatMap((svg) => {
   const box = svg.getBoundingClientRect();
   return [...svg.querySelectorAll('text')].filter((text) => {
     const own = text.getBoundingClientRect();
-    return own.width && getComputedStyle(text).opacity !== '0' && (own.right > box.right + 2 || own.left < box.left - 2 ||
+    const seen = own.width && getComputedStyle(text).opacity !== '0';
+    return seen && (own.right > box.right + 2 || own.left < box.left - 2 ||
       own.bottom > box.bottom + 3 || own.top < box.top - 3);
   }).map((text) => `${svg.closest('.chart').dataset.chart}: ${text.textContent}`);
 })"""
@@ -195,6 +197,26 @@ def test_a_tooltip_words_its_values(tab: chromium.Tab, pages: dict[str, Any]) ->
     tab.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
     tab.until("!document.getElementById('tip').hidden")
     assert "GB" in tab.evaluate("document.getElementById('tip').innerText")
+
+
+def test_what_a_user_wrote_runs_nothing(tab: chromium.Tab, tmp_path: Path) -> None:
+    scenario = yaml.safe_load((ROOT / "scenarios" / "smoke.yaml").read_text())
+    attack = (
+        "<img src=x onerror='window.hit=1'></script><script>window.hit=1</script><svg onload=hit()>"
+    )
+    shape = scenario["model"]
+    scenario["model"] = [{**shape, "name": f"{attack}{i}"} for i in range(2)]
+    scenario |= {"question": attack, "note": attack, "kv": "bf16"}
+    path = tmp_path / "hostile.yaml"
+    path.write_text(yaml.safe_dump(scenario), encoding="utf-8")
+    page, record = built(tmp_path, str(path))
+    tab.open(page, width=390)
+    assert tab.evaluate("window.hit === undefined")
+    assert tab.complaints() == []
+    assert tab.requests() == [page.resolve().as_uri()]
+    assert attack in tab.evaluate("document.querySelector('h1').textContent")
+    assert tab.evaluate("document.documentElement.scrollWidth") == 390
+    assert any("onerror" in label for label in record["tables"]["rows"]["columns"]["label"])
 
 
 def test_paper_breaks_between_sections(tab: chromium.Tab, pages: dict[str, Any]) -> None:
