@@ -219,7 +219,6 @@ def _about(rows: Sequence[Row], kept: Sequence[Row], row: Row, asked: Asked) -> 
     title = f"{columns['model']} on {columns['gpus']} x {columns['gpu']}"
     facts = {
         "title": printable(asked.question or title)[:TEXT_LIMIT],
-        "subject": printable(title),
         "note": printable(asked.note)[:TEXT_LIMIT],
         "rows_planned": len(rows),
         "rows_fitting": sum(bool(each.estimate.fits) for each in rows),

@@ -106,23 +106,43 @@ def _confidence(page: Markup) -> str:
             f"{at('about', 'no_times')}. Floors are data-sheet peaks with everything overlapped: "
             f"TTFT {at('rows', 'ttft_floor_s')}, TPOT {at('rows', 'tpot_floor_s')}.</p>"
         )
+    lines = "".join(
+        f'<tr><th class="text" scope="row">{name}</th>'
+        f"<td>{at('rows', f'{stem}_s')}</td><td>{page.within('rows', stem, 's')}</td>"
+        f'<td>{at("rows", f"{stem}_floor_s")}</td><td class="text">{_basis(page, stem)}</td>'
+        f'<td class="text">{at("rows", f"{stem}_uncertain")}</td></tr>'
+        for name, stem in (("first token, one request", "ttft"), ("each output token", "tpot"))
+    )
+    heads = "".join(
+        f'<th scope="col"{" class=text" if text else ""}>{name}</th>'
+        for name, text in (
+            ("time", True),
+            ("expected", False),
+            ("nine in ten within", False),
+            ("floor", False),
+            ("rests on", True),
+            ("least certain", True),
+        )
+    )
     stack = STACK_NAMES.get(str(page.value("rows", "stack")), "")
-    sentences = [f"Times are those of {escape(stack)}'s kernels, sustained under the power limit."]
-    for name, stem in (("TTFT", "ttft"), ("TPOT", "tpot")):
-        if page.value("rows", f"{stem}_basis") is None:
-            continue
-        said = f"{name} is {at('rows', f'{stem}_basis')} from measurements"
-        if (page.value("rows", f"{stem}_distance") or 1) > 1:
-            said += f" ({at('rows', f'{stem}_distance')} beyond their shapes)"
-        said += f", floor {at('rows', f'{stem}_floor_s')}"
-        if page.value("rows", f"{stem}_uncertain"):
-            said += f", least certain of its {at('rows', f'{stem}_uncertain')}"
-        sentences.append(f"{said}.")
-    sentences.append("Nine in ten measurements should lie within an interval.")
-    risk = f"Risk to quality: {at('rows', 'risk')}"
+    risk = at("rows", "risk")
     if page.value("rows", "risk") != "none":
-        risk += f" ({at('rows', 'risk_why')}; {at('rows', 'risk_source')})"
-    return f"<p>{' '.join(sentences)} {risk}.</p>"
+        risk += f": {at('rows', 'risk_why')} ({at('rows', 'risk_source')})"
+    return (
+        '<div class="scroll" tabindex="0" role="region" aria-label="Times"><table>'
+        f"<thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>"
+        f"<p>Times are those of {escape(stack)}'s kernels, sustained under the power limit. "
+        f"Risk to quality is {risk}.</p>"
+    )
+
+
+def _basis(page: Markup, stem: str) -> str:
+    if page.value("rows", f"{stem}_basis") is None:
+        return page.figure("rows", f"{stem}_basis")
+    said = page.figure("rows", f"{stem}_basis")
+    if (page.value("rows", f"{stem}_distance") or 1) > 1:
+        said += f", {page.figure('rows', f'{stem}_distance')} beyond what was measured"
+    return said
 
 
 def _choice(page: Markup) -> str:
@@ -151,12 +171,11 @@ def _choice(page: Markup) -> str:
 def _configuration(page: Markup) -> str:
     at = page.figure
     facts: list[tuple[str, str]] = []
-    if page.value("about", "title") != page.value("about", "subject"):
-        facts.append(("Subject", at("about", "subject")))
     model = f"{at('rows', 'model')}, {at('rows', 'params')} parameters"
     if page.value("rows", "active_params") != page.value("rows", "params"):
         model += f" ({at('rows', 'active_params')} active)"
-    facts.append(("Model", f"{model}, weights: {at('rows', 'weights')}"))
+    own = "in its " if page.value("rows", "weights") == "checkpoint" else ""
+    facts.append(("Model", f"{model}, weights as {own}{at('rows', 'weights')}"))
     degrees = [
         f"{degree} {at('rows', degree)}"
         for degree in ("tp", "pp", "cp", "dp", "ep", "dcp")
@@ -207,8 +226,8 @@ def _changes(page: Markup) -> str:
     ]
     if page.value("rows", "ttft_low_s") is not None:
         found.append(
-            f"In nine of ten cases the first token comes after {page.within('rows', 'ttft', 's')}; "
-            "cost and energy move with it."
+            f"The first token may come after {page.within('rows', 'ttft', 's')}; cost and energy "
+            "move with it."
         )
     if not found:
         return ""
@@ -249,12 +268,12 @@ def memory(page: Markup) -> str:
          "capacity_bytes_per_gpu"),
     )  # fmt: skip
     most = page.value("rows", "max_concurrency")
-    held = f"{at('rows', 'max_concurrency')} sequences" if most is not None else "any number"
+    held = at("rows", "max_concurrency") if most is not None else "any number"
     fits = page.chart(
         "frontier",
         "How many sequences fit",
-        f"The most sequences that fit at once at each context. {at('rows', 'label')} holds {held} "
-        f"of {at('rows', 'context_tokens')} tokens.",
+        f"The most sequences that fit at once at each context. Of {at('rows', 'context_tokens')} "
+        f"tokens, {at('rows', 'label')} holds {held}.",
         "contexts",
         ("label", "context_tokens", "max_concurrency"),
     )
@@ -270,8 +289,7 @@ def time(page: Markup) -> str:
             f"{stem}-curve",
             title,
             f"{words} Line: expected, {at('rows', 'label')}. Band: nine in ten measurements. "
-            "Dashed: floor of the data sheet. Dotted: the planned context, with "
-            f"{at('rows', f'{stem}_s')} expected above a floor of {at('rows', f'{stem}_floor_s')}. "
+            f"Dashed: floor of the data sheet. Dotted: the planned context{_there(page, stem)}. "
             "Lines end with memory, or where measurements are too far away.",
             "curve",
             ("context_tokens", f"{stem}_s", f"{stem}_low_s", f"{stem}_high_s", f"{stem}_floor_s",
@@ -316,6 +334,17 @@ def time(page: Markup) -> str:
     )
     pairs = [f'<div class="pair">{pair}</div>' for pair in (curves, parts, roof + shares) if pair]
     return _section("time", "Time", *pairs)
+
+
+def _there(page: Markup, stem: str) -> str:
+    """What a time is at the planned context, where it is."""
+    floor = f"{stem}_floor_s"
+    if page.value("rows", floor) is None:
+        return ""
+    if page.value("rows", f"{stem}_s") is None:
+        return f", a floor of {page.figure('rows', floor)}"
+    expected = page.figure("rows", f"{stem}_s")
+    return f", {expected} expected above a floor of {page.figure('rows', floor)}"
 
 
 def _largest(page: Markup, phase: str) -> str:
