@@ -312,7 +312,7 @@ class Asked(Struct, frozen=True, kw_only=True):
 
     rows: list[Row]
     question: str
-    note: str
+    note: str = ""
     keys: frozenset[str]
 
 

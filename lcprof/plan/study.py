@@ -74,9 +74,11 @@ def risk(case: Case) -> Risk:
 def rank(row: Row) -> tuple[Any, ...]:
     """Where a row stands among others, smaller first: what fits, then what is safe for quality,
     then the longest context, the cheapest request, the quickest, the smallest."""
-    columns = row.columns()
-    costs = (columns["request_usd"], columns["request_s"], columns["tpot_floor_s"])
-    usd, seconds, floor_s = (math.inf if cost is None else cost for cost in costs)
+    usd, seconds, floor_s = math.inf, math.inf, math.inf
+    if row.has_times:
+        floor_s = row.estimate.tpot_floor_s
+        if row.times is not None:
+            usd, seconds = _or_endless(row.times.request_usd), _or_endless(row.times.request_s)
     context = row.case.workload.context_tokens
     small = row.estimate.total_bytes_per_gpu
     return (
@@ -88,6 +90,10 @@ def rank(row: Row) -> tuple[Any, ...]:
         floor_s,
         small,
     )
+
+
+def _or_endless(value: float) -> float:
+    return math.inf if math.isnan(value) else value
 
 
 def kinds(cases: Iterable[Case]) -> list[Case]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -130,7 +131,7 @@ def _basis(columns: dict[str, Any], name: str) -> str:
 
 def _table(rows: Sequence[Row]) -> str:
     """The rows, those that fit first; an expected time that is none gives way to its floor."""
-    ordered = sorted(rows, key=rank)[:MOST_LINES]
+    ordered = heapq.nsmallest(MOST_LINES, rows, key=rank)
     heads = ["strategy", "risk", "fits", *map(head, FIGURES)]
     lines = [f"| {' | '.join(heads)} |", "| --- | --- | --- |" + " --: |" * len(FIGURES)]
     for row, label in zip(ordered, labels(ordered), strict=True):

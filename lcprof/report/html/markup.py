@@ -59,11 +59,10 @@ class Markup:
                 f"<td{kinds[name]}>{escape(show(name, columns[name][row]))}</td>" for name in chosen
             )
             lines.append(f"<tr>{''.join(cells)}</tr>")
-        caption = f"<caption>{escape(title)}</caption>" if title else ""
         listed = " ".join(chosen)
         return (
             f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(title or table)}">'
-            f'<table data-table="{table}" data-columns="{listed}">{caption}'
+            f'<table data-table="{table}" data-columns="{listed}">'
             f"<thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
         )
 

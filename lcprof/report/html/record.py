@@ -6,6 +6,7 @@ over the axes' values, the last axis fastest.
 
 from __future__ import annotations
 
+import heapq
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -66,8 +67,7 @@ def record_of(
     """The record of a plan's page. `answers` and `engines` are those of `study.chosen(rows)`,
     `gpus` what the sliders may choose from."""
     row = answers.row
-    ordered = _ordered(rows, row)
-    kept = ordered[:MOST_ROWS]
+    kept = _first(rows, row)
     names = labels(kept)
     tables: dict[str, Table] = {
         "about": _about(rows, kept, row, asked),
@@ -167,12 +167,12 @@ def _columns(names: Sequence[str], lines: Sequence[Sequence[Any]]) -> Table:
     return {"columns": _round(columns)}
 
 
-def _ordered(rows: Sequence[Row], row: Row) -> list[Row]:
-    """The row that was chosen, the first as it was asked for, then what fits by preference."""
-    others = [each for each in rows[1:] if each is not row]
-    ranked = sorted(others, key=study.rank)
-    first = [] if rows[0] is row else [rows[0]]
-    return [row, *first, *ranked]
+def _first(rows: Sequence[Row], row: Row) -> list[Row]:
+    """The row that was chosen, the first as it was asked for, then the others as they rank, as
+    many as a page shows."""
+    named = [row] if rows[0] is row else [row, rows[0]]
+    others = (each for each in rows[1:] if each is not row)
+    return [*named, *heapq.nsmallest(MOST_ROWS - len(named), others, key=study.rank)]
 
 
 def labels(rows: Sequence[Row]) -> list[str]:
@@ -403,7 +403,7 @@ def _kernels(found: Sequence[Found]) -> Table:
     for each in found:
         stack, variant = each.variant
         held = each.fit.residuals.get("large") or next(iter(each.fit.residuals.values()))
-        standing = "stands in for what was not measured" if each.stands_in else "as planned"
+        standing = "stand-in" if each.stands_in else "as planned"
         lines.append(
             (stack, variant, each.measured_on, each.fit.rows, held.median, held.p90, standing)
         )
@@ -473,14 +473,18 @@ def _notes(rows: Sequence[Row], kept: Sequence[Row], row: Row) -> Table:
             (kind, printable(text)) for text in list(dict.fromkeys(texts))[:MOST_NOTES] if text
         ]
     for name, source in gpu.sources.items():
-        found.append((f"GPU, {name}", printable(source)))
+        found.append((f"GPU: {_plain(name)}", printable(source)))
     if row.case.deployment.price_usd_per_gpu_hour is not None:
         found.append(("price", "as given"))
     power = power_for(gpu, row.case.deployment.power_limit_w)
     if power is not None:
         for name, source in power.sources.items():
-            found.append((f"power, {name}", printable(source)))
+            found.append((f"power: {_plain(name)}", printable(source)))
     if len(rows) > len(kept):
         text = f"{len(rows):,} rows were planned; the {len(kept)} that rank first are on this page"
         found.append(("left out", text))
     return _columns(("about", "text"), found)
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", " ").replace(".", " ")

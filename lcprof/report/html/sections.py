@@ -20,14 +20,14 @@ NOTES_AS = {
 }
 
 
-def _section(name: str, title: str, *parts: str, kind: str = "") -> str:
+def _section(name: str, title: str, *parts: str, hidden: bool = False) -> str:
+    """A section under its title; `hidden` leaves the title to those who have the page read out."""
     inner = "".join(parts)
     if not inner:
         return ""
-    heading = f'<h2 id="{name}-head">{escape(title)}</h2>' if title else ""
-    marked = f' class="{kind}"' if kind else ""
-    label = f' aria-labelledby="{name}-head"' if title else ' aria-label="Verdict"'
-    return f'<section id="{name}"{marked}{label}>{heading}{inner}</section>\n'
+    kind = ' class="unseen"' if hidden else ""
+    heading = f'<h2 id="{name}-head"{kind}>{escape(title)}</h2>'
+    return f'<section id="{name}" aria-labelledby="{name}-head">{heading}{inner}</section>\n'
 
 
 def verdict(page: Markup) -> str:
@@ -58,7 +58,7 @@ def verdict(page: Markup) -> str:
         _configuration(page),
         _changes(page),
     ]
-    return _section("verdict", "", *parts)
+    return _section("verdict", "Verdict", *parts, hidden=True)
 
 
 def _asked(page: Markup) -> str:
@@ -407,9 +407,9 @@ def strategies(page: Markup) -> str:
     heads = "".join(f'<th scope="col">{escape(head(name))}</th>' for name in RANKED[1:])
     lines = "".join(_ranked_line(page, row) for row in range(page.size("rows")))
     table = (
+        '<p class="muted">What fits first, then what keeps every token in eight bits or more, then '
+        "by the longest context and the cheapest request. Small: nine in ten measurements.</p>"
         '<div class="scroll" tabindex="0" role="region" aria-label="Strategies ranked"><table>'
-        "<caption>What fits first, then what keeps every token in eight bits or more, then by the "
-        "longest context and the cheapest request. Small: nine in ten measurements.</caption>"
         f'<thead><tr><th class="text" scope="col">strategy</th>'
         f'<th class="text" scope="col">risk to quality</th>{heads}</tr></thead>'
         f"<tbody>{lines}</tbody></table></div>"
