@@ -1,46 +1,41 @@
-"""Charts of a record: one function each, from named tables to a Vega-Lite specification.
-
-Colours are names of the page's style, so that one drawing serves light, dark and paper. Labels of
-bars stand above them, which leaves a phone the whole width.
-"""
+"""Charts of a record: one function each, from named tables to a Vega-Lite specification."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from msgspec import Struct
 
 from lcprof.report.bar import PARTS
-
-if TYPE_CHECKING:
-    import altair as alt
+from lcprof.report.html.looks import (
+    CONFIG,
+    COUNTS,
+    GB,
+    INK,
+    LIMIT,
+    MUTED,
+    POWERS,
+    SECONDS,
+    SERIES,
+    SHAPES,
+    bands,
+    coloured,
+    dashed,
+    labels_above,
+    ladder,
+    logarithmic,
+    of,
+    tips,
+    tokens,
+)
 
 Record = Mapping[str, Any]
 
-SERIES = tuple(f"var(--c{index})" for index in range(1, 9))
-INK, MUTED, LINE, LIMIT = "var(--ink)", "var(--muted)", "var(--line)", "var(--limit)"
-DASHES = ([1, 0], [7, 3], [2, 2], [9, 3, 2, 3], [4, 4], [12, 4])
-SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 WEIGHTY = 0.002
 """The share of its phase from which an operation is on the roofline."""
 BAR_STEP = 40
 HEIGHT = 260
-
-TOKENS = (
-    "datum.value >= 1048576 ? format(datum.value / 1048576, '~r') + 'M'"
-    " : format(datum.value / 1024, '~r') + 'K'"
-)
-GB = "format(datum.value / 1e9, ',~r') + ' GB'"
-SECONDS = (
-    "datum.value < 1e-3 ? format(datum.value * 1e6, '~r') + ' µs'"
-    " : datum.value < 1 ? format(datum.value * 1e3, '~r') + ' ms'"
-    " : datum.value < 36000 ? format(datum.value, ',~r') + ' s'"
-    " : format(datum.value / 3600, '.3~r') + ' h'"
-)
-COUNTS = "format(datum.value, ',~r')"
-POWERS = "format(datum.value, '~s')"
 
 
 class Drawing(Struct, frozen=True, kw_only=True):
@@ -68,111 +63,6 @@ def drawn(record: Record, drawing: Drawing) -> dict[str, Any] | None:
     return {**chart.to_dict(validate=False), "config": CONFIG, "autosize": sizing}
 
 
-CONFIG: dict[str, Any] = {
-    "background": "transparent",
-    "font": "system-ui, sans-serif",
-    "view": {"stroke": None},
-    "axis": {
-        "labelColor": MUTED,
-        "titleColor": MUTED,
-        "titleFontWeight": "normal",
-        "domainColor": LINE,
-        "tickColor": LINE,
-        "gridColor": LINE,
-        "labelFontSize": 11,
-        "titleFontSize": 12,
-        "labelOverlap": "greedy",
-        "labelSeparation": 6,
-    },
-    "axisX": {"labelBound": True},
-    "legend": {
-        "labelColor": INK,
-        "titleColor": MUTED,
-        "titleFontWeight": "normal",
-        "labelFontSize": 11,
-        "labelLimit": 330,
-        "orient": "bottom",
-        "symbolSize": 70,
-        "rowPadding": 3,
-    },
-}
-
-
-def _tips(*names: str) -> list[Any]:
-    """A tooltip of raw values under their columns' names; the page words both."""
-    import altair as alt
-
-    return [alt.Tooltip(field=name, type="nominal", title=name) for name in names]
-
-
-def _of(table: str) -> alt.Chart:
-    import altair as alt
-
-    return alt.Chart(alt.NamedData(name=table))
-
-
-def _tokens(values: Sequence[float], title: str = "context, tokens") -> alt.X:
-    import altair as alt
-
-    low, high = min(values), max(values)
-    ticks = [2.0**power for power in range(10, 33) if low <= 2.0**power <= high]
-    ticks = ticks[::2] if len(ticks) > 6 else ticks
-    return alt.X(
-        field="context_tokens",
-        type="quantitative",
-        title=title,
-        scale=alt.Scale(type="log", base=2, domain=[low, high], nice=False),
-        axis=alt.Axis(values=ticks, labelExpr=TOKENS, grid=False),
-    )
-
-
-def _ladder(low: float, high: float) -> list[float]:
-    """Ticks of a logarithmic axis: 1, 2, 5, or decades alone where there are many."""
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    steps = (1.0, 2.0, 5.0) if high / low < 200 else (1.0,)
-    ticks = [step * 10.0**power for power in range(first, last + 1) for step in steps]
-    return [tick for tick in ticks if low * 0.999 <= tick <= high * 1.001]
-
-
-def _log(low: float, high: float, words: str) -> dict[str, Any]:
-    """Scale and axis of positive values from `low` to `high`, with room around them."""
-    import altair as alt
-
-    ends = [low / 1.25, high * 1.25]
-    return {
-        "scale": alt.Scale(type="log", domain=ends, nice=False),
-        "axis": alt.Axis(labelExpr=words, values=_ladder(*ends)),
-    }
-
-
-def _labels(base: alt.Chart, order: Sequence[str], field: str = "label", up: int = 3) -> Any:
-    """The names of bars, above them."""
-    import altair as alt
-
-    marks = base.transform_aggregate(groupby=[field]).mark_text(
-        align="left", baseline="bottom", dy=-up, fontSize=12, color=INK, limit=350
-    )
-    text = alt.Text(field=field, type="nominal")
-    return marks.encode(x=alt.value(0), y=_bands(order, field), text=text)
-
-
-def _bands(order: Sequence[str], field: str = "label") -> alt.Y:
-    import altair as alt
-
-    return alt.Y(field=field, type="nominal", sort=list(order), axis=None)
-
-
-def _colour(field: str, domain: Sequence[str], colours: Sequence[str], wide: bool = False) -> Any:
-    import altair as alt
-
-    return alt.Color(
-        field=field,
-        type="nominal",
-        scale=alt.Scale(domain=list(domain), range=list(colours)[: len(domain)]),
-        legend=alt.Legend(title=None, columns=1 if wide else 3),
-    )
-
-
 def memory_bars(record: Record) -> Any:
     """What fills a GPU under each strategy, against what may be filled."""
     import altair as alt
@@ -181,7 +71,7 @@ def memory_bars(record: Record) -> Any:
     order = list(dict.fromkeys(held["label"]))
     names = [p.name for p in PARTS if any(_parts(held, p.name))]
     most = max(*held["capacity_bytes_per_gpu"], *_totals(held))
-    base = _of("memory")
+    base = of("memory")
     bars = base.mark_bar(height=14, yOffset=6).encode(
         x=alt.X(
             field="bytes",
@@ -191,19 +81,19 @@ def memory_bars(record: Record) -> Any:
             scale=alt.Scale(domain=[0, most * 1.03], nice=False),
             axis=alt.Axis(labelExpr=GB, tickCount=5),
         ),
-        y=_bands(order),
-        color=_colour("part", names, SERIES),
+        y=bands(order),
+        color=coloured("part", names, SERIES),
         order=alt.Order(field="rank", type="quantitative"),
-        tooltip=_tips("label", "part", "bytes", "capacity_bytes_per_gpu"),
+        tooltip=tips("label", "part", "bytes", "capacity_bytes_per_gpu"),
     )
     ranks = " : ".join(f"datum.part == '{name}' ? {i}" for i, name in enumerate(names))
     bars = bars.transform_calculate(rank=f"{ranks} : {len(names)}")
     limit = (
         base.transform_aggregate(limit="max(capacity_bytes_per_gpu)", groupby=["label"])
         .mark_tick(thickness=2, size=22, yOffset=6, color=LIMIT)
-        .encode(x=alt.X(field="limit", type="quantitative"), y=_bands(order))
+        .encode(x=alt.X(field="limit", type="quantitative"), y=bands(order))
     )
-    chart: Any = alt.layer(bars, limit, _labels(base, order, up=6))
+    chart: Any = alt.layer(bars, limit, labels_above(base, order, up=6))
     return chart.properties(width="container", height=BAR_STEP * len(order))
 
 
@@ -233,25 +123,25 @@ def memory_lines(record: Record) -> Any:
         scale=alt.Scale(domain=[0, top], nice=False),
         axis=alt.Axis(labelExpr=GB, tickCount=6),
     )
-    tips = ("label", "context_tokens", "kv_reserved_bytes_per_gpu", "total_bytes_per_gpu")
+    shown = ("label", "context_tokens", "kv_reserved_bytes_per_gpu", "total_bytes_per_gpu")
     lines = (
-        _of("contexts")
+        of("contexts")
         .mark_line(clip=True, strokeWidth=2)
         .encode(
-            x=_tokens(held["context_tokens"]),
+            x=tokens(held["context_tokens"]),
             y=y,
-            color=_colour("label", order, SERIES, wide=True),
-            strokeDash=_dash(order),
-            tooltip=_tips(*tips),
+            color=coloured("label", order, SERIES, wide=True),
+            strokeDash=dashed(order),
+            tooltip=tips(*shown),
         )
     )
     dots = (
-        _of("contexts")
+        of("contexts")
         .mark_point(clip=True, opacity=0, size=120)
-        .encode(x=_tokens(held["context_tokens"]), y=y, tooltip=_tips(*tips))
+        .encode(x=tokens(held["context_tokens"]), y=y, tooltip=tips(*shown))
     )
     capacity = (
-        _of("contexts")
+        of("contexts")
         .transform_aggregate(
             limit="max(capacity_bytes_per_gpu)", groupby=["capacity_bytes_per_gpu"]
         )
@@ -261,28 +151,16 @@ def memory_lines(record: Record) -> Any:
     layers = [capacity, lines, dots]
     if any(columns(record, "crossings").values()):
         layers.append(
-            _of("crossings")
+            of("crossings")
             .mark_point(filled=True, size=60, color=LIMIT)
             .encode(
-                x=_tokens(held["context_tokens"]),
+                x=tokens(held["context_tokens"]),
                 y=alt.Y(field="capacity_bytes_per_gpu", type="quantitative"),
-                tooltip=_tips("label", "context_tokens", "capacity_bytes_per_gpu"),
+                tooltip=tips("label", "context_tokens", "capacity_bytes_per_gpu"),
             )
         )
     chart: Any = alt.layer(*layers)
     return chart.properties(width="container", height=HEIGHT)
-
-
-def _dash(order: Sequence[str]) -> Any:
-    import altair as alt
-
-    dashes = [list(dash) for dash in DASHES][: len(order)]
-    return alt.StrokeDash(
-        field="label",
-        type="nominal",
-        scale=alt.Scale(domain=list(order), range=dashes),
-        legend=alt.Legend(title=None, columns=1),
-    )
 
 
 def frontier(record: Record) -> Any:
@@ -294,20 +172,20 @@ def frontier(record: Record) -> Any:
     if not any(held["max_concurrency"]):
         return None
     chart: Any = (
-        _of("contexts")
+        of("contexts")
         .transform_filter("datum.max_concurrency > 0")
         .mark_line(strokeWidth=2)
         .encode(
-            x=_tokens(held["context_tokens"]),
+            x=tokens(held["context_tokens"]),
             y=alt.Y(
                 field="max_concurrency",
                 type="quantitative",
                 title="most sequences that fit",
-                **_log(1.0, max(v for v in held["max_concurrency"] if v), COUNTS),
+                **logarithmic(1.0, max(v for v in held["max_concurrency"] if v), COUNTS),
             ),
-            color=_colour("label", order, SERIES, wide=True),
-            strokeDash=_dash(order),
-            tooltip=_tips("label", "context_tokens", "max_concurrency"),
+            color=coloured("label", order, SERIES, wide=True),
+            strokeDash=dashed(order),
+            tooltip=tips("label", "context_tokens", "max_concurrency"),
         )
     )
     return chart.properties(width="container", height=HEIGHT)
@@ -318,24 +196,24 @@ def _timed(record: Record, name: str, title: str) -> Any:
     import altair as alt
 
     held = columns(record, "curve")
-    x = _tokens(held["context_tokens"])
+    x = tokens(held["context_tokens"])
     known = [v for v in (*held[f"{name}_high_s"], *held[f"{name}_floor_s"]) if v]
     if len(known) < 2:
         return None
     low = min(v for v in held[f"{name}_floor_s"] if v)
-    looks = _log(low, max(known), SECONDS)
+    looks = logarithmic(low, max(known), SECONDS)
 
     def y(field: str) -> Any:
         return alt.Y(field=field, type="quantitative", title=title, **looks)
 
     expected = f"{name}_s"
-    tips = _tips("context_tokens", expected, f"{name}_low_s", f"{name}_high_s",
+    shown = tips("context_tokens", expected, f"{name}_low_s", f"{name}_high_s",
                  f"{name}_floor_s", f"{name}_basis")  # fmt: skip
-    base = _of("curve")
+    base = of("curve")
     some = base.transform_filter(f"datum.{expected} != null")
     floored = base.transform_filter(f"datum.{name}_floor_s != null")
     floor = floored.mark_line(color=MUTED, strokeDash=[3, 3], strokeWidth=1.5)
-    layers = [floor.encode(x=x, y=y(f"{name}_floor_s"), tooltip=tips)]
+    layers = [floor.encode(x=x, y=y(f"{name}_floor_s"), tooltip=shown)]
     if any(held[expected]):
         pairs = zip(held[f"{name}_basis"], held[expected], strict=True)
         bases = list(dict.fromkeys(basis for basis, value in pairs if value))
@@ -355,11 +233,11 @@ def _timed(record: Record, name: str, title: str) -> Any:
                     scale=shapes,
                     legend=alt.Legend(title="rests on", columns=3, symbolFillColor=MUTED),
                 ),
-                tooltip=tips,
+                tooltip=shown,
             ),
         ]
     planned = (
-        _of("planned")
+        of("planned")
         .mark_rule(color=INK, strokeDash=[1, 3], strokeWidth=1.5)
         .encode(x=alt.X(field="context_tokens", type="quantitative"))
     )
@@ -389,18 +267,18 @@ def _by_operation(record: Record, phase: str) -> Any:
     order = [operation for _, operation, _ in found]
     most = max(high for _, _, high in found)
     unit, size = _unit(most)
-    base = _of("operations").transform_filter(f"datum.phase == '{phase}'")
+    base = of("operations").transform_filter(f"datum.phase == '{phase}'")
     x_axis = alt.Axis(labelExpr=f"format(datum.value / {size}, ',~r') + ' {unit}'", tickCount=4)
     scale = alt.Scale(domain=[0, most], nice=True)
     bars = base.mark_bar(height=12, yOffset=6, color=SERIES[0]).encode(
         x=alt.X(field="seconds", type="quantitative", title="expected", scale=scale, axis=x_axis),
-        y=_bands(order, "operation"),
-        tooltip=_tips("operation", "seconds", "low_s", "high_s", "share", "kernels"),
+        y=bands(order, "operation"),
+        tooltip=tips("operation", "seconds", "low_s", "high_s", "share", "kernels"),
     )
     ends = base.mark_rule(color=INK, strokeWidth=1.5, yOffset=6).encode(
-        x=alt.X(field="low_s", type="quantitative"), x2="high_s", y=_bands(order, "operation")
+        x=alt.X(field="low_s", type="quantitative"), x2="high_s", y=bands(order, "operation")
     )
-    names = _labels(base, order, "operation")
+    names = labels_above(base, order, "operation")
     chart: Any = alt.layer(bars, ends, names)
     return chart.properties(width="container", height=34 * len(order))
 
@@ -446,33 +324,33 @@ def roofline(record: Record) -> Any:
         type="quantitative",
         title="FLOP/s of a GPU",
         scale=alt.Scale(type="log", domain=[low / 3, peak * 2], nice=False),
-        axis=alt.Axis(labelExpr=POWERS, values=_ladder(low / 3, peak * 2)),
+        axis=alt.Axis(labelExpr=POWERS, values=ladder(low / 3, peak * 2)),
     )
     roofs = (
-        _of("roofs")
+        of("roofs")
         .mark_line(color=LIMIT, strokeWidth=1.5, clip=True)
         .encode(
             x=x,
             y=y,
             detail=alt.Detail(field="compute"),
-            tooltip=_tips("compute", "peak_flops_per_s"),
+            tooltip=tips("compute", "peak_flops_per_s"),
         )
     )
     dots = (
-        _of("operations")
+        of("operations")
         .transform_filter(f"datum.flops_per_s > 0 && datum.share >= {WEIGHTY}")
         .mark_point(filled=True, size=90, opacity=0.95, stroke="var(--page)", strokeWidth=0.5)
         .encode(
             x=x,
             y=y,
-            color=_colour("operation", names, SERIES),
+            color=coloured("operation", names, SERIES),
             shape=alt.Shape(
                 field="phase",
                 type="nominal",
                 scale=alt.Scale(domain=["prefill", "decode step"], range=["circle", "triangle-up"]),
                 legend=alt.Legend(title=None, symbolFillColor=MUTED),
             ),
-            tooltip=_tips(
+            tooltip=tips(
                 "phase", "operation", "flops_per_byte", "flops_per_s", "compute", "seconds"
             ),
         )
@@ -488,12 +366,12 @@ def share_curves(record: Record) -> Any:
     held = columns(record, "shares")
     names = ("attention_share_of_prefill_flops", "kv_share_of_step_bytes")
     said = ("attention in the FLOPs of a prefill", "KV in the bytes that a decode step reads")
-    folded = _of("shares").transform_fold(list(names), as_=["name", "share"])
+    folded = of("shares").transform_fold(list(names), as_=["name", "share"])
     words = f"datum.name == '{names[0]}' ? '{said[0]}' : '{said[1]}'"
     encoded = folded.transform_calculate(what=words)
     half = alt.Chart(alt.InlineData(values=[{"half": 0.5}])).mark_rule(color=LIMIT)
     lines = encoded.mark_line(strokeWidth=2, point={"size": 26, "filled": True}).encode(
-        x=_tokens(held["context_tokens"]),
+        x=tokens(held["context_tokens"]),
         y=alt.Y(
             field="share",
             type="quantitative",
@@ -501,8 +379,8 @@ def share_curves(record: Record) -> Any:
             scale=alt.Scale(domain=[0, 1]),
             axis=alt.Axis(format="%", tickCount=5),
         ),
-        color=_colour("what", said, SERIES, wide=True),
-        tooltip=_tips("context_tokens", *names),
+        color=coloured("what", said, SERIES, wide=True),
+        tooltip=tips("context_tokens", *names),
     )
     rule = half.encode(y=alt.Y(field="half", type="quantitative"))
     chart: Any = alt.layer(rule, lines)
@@ -518,25 +396,25 @@ def _ranked(record: Record, name: str, title: str) -> Any:
     order = [label for label, value, _ in floors if value]
     if not order:
         return None
-    base = _of("rows").transform_filter(f"datum.{name}_s > 0")
+    base = of("rows").transform_filter(f"datum.{name}_s > 0")
     timed = [[v for v in held[f"{name}_{end}_s"] if v] for end in ("floor", "high")]
     x = {
         "title": title,
         "type": "quantitative",
-        **_log(min(timed[0]), max(timed[1]), SECONDS),
+        **logarithmic(min(timed[0]), max(timed[1]), SECONDS),
     }
-    tips = _tips("label", f"{name}_s", f"{name}_low_s", f"{name}_high_s", f"{name}_floor_s",
+    shown = tips("label", f"{name}_s", f"{name}_low_s", f"{name}_high_s", f"{name}_floor_s",
                  f"{name}_basis")  # fmt: skip
     ends = base.mark_rule(strokeWidth=3, opacity=0.45, yOffset=6, color=SERIES[0]).encode(
-        x=alt.X(field=f"{name}_low_s", **x), x2=f"{name}_high_s", y=_bands(order), tooltip=tips
+        x=alt.X(field=f"{name}_low_s", **x), x2=f"{name}_high_s", y=bands(order), tooltip=shown
     )
     dots = base.mark_point(filled=True, size=70, yOffset=6, color=SERIES[0]).encode(
-        x=alt.X(field=f"{name}_s", **x), y=_bands(order), tooltip=tips
+        x=alt.X(field=f"{name}_s", **x), y=bands(order), tooltip=shown
     )
     floors_ = base.mark_tick(thickness=2, size=12, yOffset=6, color=MUTED).encode(
-        x=alt.X(field=f"{name}_floor_s", **x), y=_bands(order), tooltip=tips
+        x=alt.X(field=f"{name}_floor_s", **x), y=bands(order), tooltip=shown
     )
-    chart: Any = alt.layer(ends, floors_, dots, _labels(base, order))
+    chart: Any = alt.layer(ends, floors_, dots, labels_above(base, order))
     return chart.properties(width="container", height=36 * len(order))
 
 
@@ -571,15 +449,15 @@ def _by_batch(
         field=name,
         type="quantitative",
         title=title,
-        **_log(min(known), max(known), axis),
+        **logarithmic(min(known), max(known), axis),
     )
-    base = _of("batch").transform_filter(f"datum.{name} > 0")
+    base = of("batch").transform_filter(f"datum.{name} > 0")
     layers = []
     if band:
         low = alt.Y(field=band[0], type="quantitative")
         layers.append(base.mark_area(opacity=0.22, color=SERIES[0]).encode(x=x, y=low, y2=band[1]))
     line = base.mark_line(color=SERIES[0], strokeWidth=2, point={"size": 40, "color": SERIES[0]})
-    layers.append(line.encode(x=x, y=y, tooltip=_tips("concurrency", name, *(band or ()))))
+    layers.append(line.encode(x=x, y=y, tooltip=tips("concurrency", name, *(band or ()))))
     chart: Any = alt.layer(*layers)
     return chart.properties(width="container", height=220)
 

@@ -95,3 +95,13 @@ def _classes(name: str, values: Sequence[Any]) -> str:
         return ' class="text wrap"'
     texts = any(isinstance(value, str) for value in values)
     return ' class="text"' if texts else ""
+
+
+def section(name: str, title: str, *parts: str, hidden: bool = False) -> str:
+    """A section under its title; `hidden` leaves the title to those who have the page read out."""
+    inner = "".join(parts)
+    if not inner:
+        return ""
+    kind = ' class="unseen"' if hidden else ""
+    heading = f'<h2 id="{name}-head"{kind}>{escape(title)}</h2>'
+    return f'<section id="{name}" aria-labelledby="{name}-head">{heading}{inner}</section>\n'

@@ -9,10 +9,12 @@ from __future__ import annotations
 import heapq
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+import msgspec
 from msgspec import Struct
 
 from lcprof import __version__
@@ -102,26 +104,54 @@ def write_record(record: Mapping[str, Any]) -> str:
     return f'{{{head}, "tables": {{\n{tables}\n}}}}\n'
 
 
+class _TableFile(Struct, frozen=True, forbid_unknown_fields=True):
+    columns: dict[str, list[bool | int | float | str | None]]
+    axes: dict[str, list[bool | int | float | str | None]] = {}
+
+
+class _RecordFile(Struct, frozen=True, forbid_unknown_fields=True):
+    format: int
+    lcprof: str
+    tables: dict[str, _TableFile]
+
+
 def read_record(path: Path) -> dict[str, Any]:
-    """A record from its file. Raises InputError for what is no record, or one of another
-    version, which it names."""
+    """A record from its file. Raises InputError for what is no record, for one that is damaged, and
+    for one of another version, which it names."""
+
+    def refuse(given: str, expected: str) -> NoReturn:
+        raise InputError.one(str(path), given=given, expected=expected) from None
+
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not JSON"
-        raise InputError.one(
-            str(path), given=reason, expected="a record that lcprof report wrote"
-        ) from None
-    version = record.get("format") if isinstance(record, dict) else None
-    if version != FORMAT:
-        made = record.get("lcprof", "unknown") if isinstance(record, dict) else "unknown"
-        raise InputError.one(
-            str(path),
-            "format",
-            given=f"{version} (lcprof {made})",
-            expected=f"a record of format {FORMAT}, as lcprof {__version__} writes",
-        )
-    return dict(record)
+        data = msgspec.json.decode(path.read_bytes())
+        version = data.get("format") if isinstance(data, dict) else None
+        if version != FORMAT:
+            made = data.get("lcprof", "unknown") if isinstance(data, dict) else "unknown"
+            refuse(
+                f"format {version} of lcprof {made}",
+                f"a record of format {FORMAT}, as lcprof {__version__} writes",
+            )
+        read = msgspec.convert(data, _RecordFile)
+    except OSError as error:
+        refuse(error.strerror or "unreadable", "a record that lcprof report wrote")
+    except msgspec.DecodeError as error:
+        refuse(str(error), "a record that lcprof report wrote")
+    for name, table in read.tables.items():
+        sizes = {len(values) for values in table.columns.values()}
+        points = math.prod(len(values) for values in table.axes.values())
+        whole = len(sizes) <= 1 and (not table.axes or sizes == {points})
+        if not (whole and all(_NAME.fullmatch(n) for n in (name, *table.columns, *table.axes))):
+            refuse(f"table {name[:40]!r}", "columns of one length, by names of small letters")
+    missing = [name for name in NEEDED if not any(read.tables.get(name, _NONE).columns.values())]
+    if missing:
+        refuse(f"no table {missing[0]}", f"the tables {', '.join(NEEDED)}")
+    return dict(data)
+
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,60}")
+_NONE = _TableFile(columns={})
+NEEDED = ("about", "rows", "limits")
+"""The tables that every page has."""
 
 
 def expanded(table: Table) -> dict[str, list[Any]]:

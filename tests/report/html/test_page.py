@@ -152,18 +152,34 @@ def test_a_page_of_many_rows_says_what_was_left_out(tmp_path: Path) -> None:
     assert "rows are shown, those that rank first" in html
 
 
-def test_a_record_of_another_version_is_refused_by_name(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"format": 0, "lcprof": "0.0.9", "tables": {}}', "0.0.9"),
+        ("[]", "lcprof unknown"),
+        ("<html>", "malformed"),
+        ('{"format": 1, "lcprof": "0.1.0", "tables": {}}', "no table about"),
+        ('{"format": 1, "lcprof": "0.1.0", "tables": {"a": {"columns": {"x": {}}}}}', "array"),
+        (
+            '{"format": 1, "lcprof": "0.1.0", "tables": {"a": {"columns": {"x": [1], "y": []}}}}',
+            "of one length",
+        ),
+        (
+            '{"format": 1, "lcprof": "0.1.0", "tables": {"a": {"columns": {"\\"><b>": [1]}}}}',
+            "small letters",
+        ),
+    ],
+)
+def test_what_is_no_record_of_this_version_is_refused(
+    text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old = tmp_path / "old.json"
-    old.write_text('{"format": 0, "lcprof": "0.0.9", "tables": {}}')
+    old.write_text(text)
     assert main(["report", str(old), "-o", str(tmp_path / "page.html")]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "0.0.9" in said
-    old.write_text("<html>")
-    assert main(["report", str(old)]) == 2
-    assert "not JSON" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_tables_are_written_beside_the_page(tmp_path: Path) -> None:
