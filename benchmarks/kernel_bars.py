@@ -3,7 +3,8 @@
     python benchmarks/kernel_bars.py reports/kernels-h200
 
 Reads the CSVs that `python -m lcprof_kernels.bench --op OP --out OP.csv` wrote and prints, for each
-bar, how many shapes it covers, the worst of them and the median.
+bar, how many shapes it covers, the worst of them and the median. Of a shape that was timed again,
+in OP-2.csv or any later name that begins with OP, the last timing counts.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ Bar = tuple[str, float, pd.Series]
 
 def times(folder: Path, op: str) -> pd.DataFrame:
     """One row a shape, one column of median seconds an implementation."""
-    rows = pd.read_csv(folder / f"{op}.csv")
-    rows = rows[rows.status == "ok"]
+    files = sorted(folder.glob(f"{op}*.csv"), key=lambda path: path.stem)
+    rows = pd.concat([pd.read_csv(path) for path in files], ignore_index=True)
+    rows = rows[rows.status == "ok"].drop_duplicates([*SHAPE, "impl"], keep="last")
     empty = rows[SHAPE].isna()
     rows[SHAPE] = rows[SHAPE].astype(object).mask(empty, "")
     wide = rows.pivot_table(index=SHAPE, columns="impl", values="median_s")

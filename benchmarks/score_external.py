@@ -18,6 +18,7 @@ import json
 import sys
 from collections import Counter
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -116,13 +117,17 @@ def predicted_rows(table: Table, frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.
 
 
 def fit_of(batch: Batch, gpu: Gpu) -> tuple[Fit | None, bool]:
-    """The fit that predicts a batch, and whether it is another GPU's or another variant's."""
-    for variant in (batch.variant, *batch.stand_ins):
-        found = CALIBRATIONS.find(gpu, batch.stack, batch.family.name, variant)
-        if found is not None:
-            own = variant == batch.variant
-            fit = found.fit if own else widened(found.fit)
-            return fit, not own or found.measured_on != gpu.name
+    """The fit that predicts a batch, and whether it is another GPU's or another variant's: as in a
+    plan, of the first variant that was measured on the GPU, else of the first measured at all."""
+    mine = (batch.stack, batch.variant)
+    variants = (mine, *batch.elsewhere, *((batch.stack, name) for name in batch.stand_ins))
+    for look in (partial(CALIBRATIONS.own, gpu.name), partial(CALIBRATIONS.find, gpu)):
+        for stack, variant in variants:
+            found = look(stack, batch.family.name, variant)
+            if found is not None:
+                own = (stack, variant) == mine
+                fit = found.fit if own else widened(found.fit)
+                return fit, not own or found.measured_on != gpu.name
     return None, False
 
 

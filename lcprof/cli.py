@@ -18,7 +18,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from lcprof import __version__
-from lcprof.errors import Fault, InputError, nearest, shown
+from lcprof.errors import Fault, InputError, LcprofError, nearest, shown
 
 if TYPE_CHECKING:
     from lcprof.domain.engine import Engine
@@ -54,6 +54,8 @@ AXES: dict[str, tuple[str, str]] = {
 FILE_AXES = ("model", "gpu")
 PROMPT_KEYS = ("video", "audio", "code", "text")
 
+TIMED = ("ttft_s", "tpot_s", "request_s", "ttft_floor_s", "tpot_floor_s")
+
 PLAN_EPILOG = """\b
 Examples:
   lcprof plan scenarios/smoke.yaml
@@ -73,6 +75,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line (sys.argv by default) and returns the exit status."""
+    from lcprof.cli_measure import COMMANDS
+
+    for command in COMMANDS:
+        cli.add_command(command)
     if sys.stdout is None:
         # Closed by the caller; it stays open for as long as the process lives.
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
@@ -83,6 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except InputError as error:
         return _refuse(str(fault) for fault in error.faults)
+    except LcprofError as error:
+        _refuse([str(error)])
+        return NONE_FITS
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return BAD_INPUT
@@ -134,7 +143,7 @@ def _axis_options(command: F) -> F:
     is_flag=False,
     flag_value="",
     metavar="[COLUMN]",
-    help="print the formula, values and source of every number, or of one",
+    help="print formulas, values and sources of what is sized or timed, or of one column",
 )
 @click.option("--engine", metavar="NAME", help="launch line and reservation: vllm, sglang, trtllm")
 @click.option("--hypothetical", is_flag=True, help="times even of what does not fit")
@@ -168,7 +177,7 @@ def plan(
         raise click.UsageError("--markdown stands alone, without --json, --explain or --engine")
     command = _command("plan", scenario, axes, settings, hypothetical=hypothetical)
     serving = _engine(engine) if engine is not None else None
-    column = _column(explain) if explain else ""
+    column = explain or ""
     if serving is not None:
         axes["stack"] = axes["stack"] or (serving.name,)
     asked = _asked(scenario, axes, settings, hypothetical=hypothetical)
@@ -321,7 +330,7 @@ def _asked(
     axes: Mapping[str, tuple[str, ...]],
     settings: tuple[str, ...],
     *,
-    hypothetical: bool,
+    hypothetical: bool = False,
 ) -> Asked:
     """Reads, expands and plans. Raises InputError with every fault."""
     from lcprof.plan.row import plan_cases
@@ -444,18 +453,6 @@ def _with_flag(fault: Fault) -> Fault:
     return replace(fault, expected=hint)
 
 
-def _column(name: str) -> str:
-    from lcprof.plan.estimate import Estimate
-    from lcprof.plan.times import Times
-
-    sized = (*Estimate.__struct_fields__, *Times.__struct_fields__)
-    known = [*sized, "max_context_tokens", "max_concurrency"]
-    if name not in known:
-        hint = nearest(name, known) or "one of the columns of --json"
-        raise InputError.one("--explain", given=name, expected=f"a column; {hint}")
-    return name
-
-
 def _print_explanations(rows: Sequence[Row], column: str) -> None:
     from lcprof.plan.explain import explain
     from lcprof.report.explain import explanation_page
@@ -463,8 +460,14 @@ def _print_explanations(rows: Sequence[Row], column: str) -> None:
 
     found = [explain(row) for row in rows]
     known = [each.column for each in found[0]]
+    if column in TIMED and column not in known:
+        row = rows[0]
+        reason = row.no_times or "not vouched for, too far beyond what was measured"
+        if not row.has_times:
+            reason = "it does not fit; --hypothetical gives times all the same"
+        raise InputError.one("--explain", given=column, expected=f"a time that there is: {reason}")
     if column and column not in known:
-        expected = f"a column with a formula: {', '.join(known)}"
+        expected = f"a column with a formula; {nearest(column, known) or ', '.join(known)}"
         raise InputError.one("--explain", given=column, expected=expected)
     screen = Screen(sys.stdout)
     for row, explanations in zip(rows, found, strict=True):

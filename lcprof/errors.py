@@ -21,7 +21,8 @@ class Fault(Struct, frozen=True, kw_only=True):
     expected: str
 
     def __str__(self) -> str:
-        place = f"{self.where}: {self.key}" if self.key else self.where
+        flag = self.where.removeprefix("--set ").removeprefix("--").replace("-", "_")
+        place = f"{self.where}: {self.key}" if self.key and self.key != flag else self.where
         return f"{place}: given {self.given}; expected {self.expected}"
 
 

@@ -82,14 +82,13 @@ def exp(a: Any) -> Any:
     return np.array([math.exp(each) for each in a.ravel().tolist()]).reshape(a.shape)
 
 
-def power(a: Any, exponent: float) -> Any:
-    """Element-wise a^exponent through the C library, for the reason of `exp`; quick where most
-    elements are 1."""
+def doublings(a: Any) -> Any:
+    """How many doublings lead from 1 to `a` (1 or more), in straight lines between powers of two:
+    log2 to within 0.09, of exact operations alone."""
     if isinstance(a, SCALARS):
-        return math.pow(a, exponent)
+        mantissa, exponent = math.frexp(a)
+        return (exponent - 2.0) + 2.0 * mantissa
     import numpy as np
 
-    found = np.ones(a.shape)
-    other = a != 1.0
-    found[other] = [math.pow(each, exponent) for each in a[other].tolist()]
-    return found
+    parts, powers = np.frexp(a)
+    return (powers - 2.0) + 2.0 * parts

@@ -23,10 +23,13 @@ FLOORS = {
     "lcprof.calibrate": 5,
     "lcprof.report": 6,
     "lcprof.cli": 7,
+    "lcprof.cli_measure": 7,
 }
 FORBIDDEN = [
     ("lcprof.plan", "lcprof.measure"),
     ("lcprof.measure", "lcprof.plan"),
+    ("lcprof.plan", "lcprof_kernels"),
+    ("lcprof.compare", "lcprof.plan"),
     ("lcprof.cost", "lcprof.scenario"),
     ("lcprof.cost", "lcprof_kernels"),
     ("lcprof.scenario", "lcprof.cost"),

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
+HALF_STEP = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}
+"""Half a step of an output format of 8 or 11 significant bits, relative to a power of two."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
@@ -68,14 +71,14 @@ def tolerance(
     low_precision_fn: Callable[[], torch.Tensor],
     *,
     factor: float = 2.0,
-    resolution: float = 2.0**-9,
+    resolution: float = HALF_STEP[torch.bfloat16],
 ) -> Budget:
     """The budget of an operation: `factor` times what its low-precision eager version errs.
 
     `reference_fn` returns the oracle, `low_precision_fn` the same operation in the precision that
     a kernel works in. The allowed error is never below half a step of the output format at the
-    oracle's scale (`resolution` is that half step, 2**-9 for bfloat16), since a result may differ
-    by that in rounding alone when the low-precision version happens to be exact.
+    oracle's scale (`resolution`, see `HALF_STEP`), since a result may differ by that in rounding
+    alone when the low-precision version happens to be exact.
     """
     oracle = reference_fn()
     largest, mean = errors(oracle, low_precision_fn())

@@ -268,7 +268,10 @@ def check_cache(cache: CompressedCache) -> torch.device:
         check_page(cache.page_tokens, layout)
         slots = None
         require(cache.page_table is not None, "a paged cache needs a page_table")
-    require(cache.lengths.dim() == 1, "lengths must have shape [batch]")
+    require(
+        cache.lengths.dim() == 1 and cache.lengths.is_contiguous(),
+        "lengths must have shape [batch] and be contiguous",
+    )
     check_dtype("lengths", cache.lengths, [torch.int32])
     tensors: dict[str, torch.Tensor | None] = {
         "lengths": cache.lengths,

@@ -25,7 +25,10 @@ SHARED_LIMIT_BYTES = {80: 163 * 1024, 90: 227 * 1024}
 """Shared memory one block may have (CUDA C++ programming guide, compute capabilities)."""
 SHARED_PER_SM_BYTES = {80: 164 * 1024, 90: 228 * 1024}
 """Shared memory of one multiprocessor (same guide); each resident block takes 1 KiB more."""
-REGISTERS_PER_SM = 65536
+REGISTERS_PER_SCHEDULER = 16384
+SCHEDULERS_PER_SM = 4
+"""A multiprocessor's 65,536 registers lie with its four schedulers (same guide; the occupancy
+calculator of the CUDA toolkit therefore rounds the warps that fit down to a multiple of four)."""
 WARPS_PER_SM = 64
 
 
@@ -73,8 +76,8 @@ class Resources:
         """Resident blocks a multiprocessor can hold, by shared memory, registers and warps."""
         by_shared = SHARED_PER_SM_BYTES[self.arch] // (self.shared_bytes + 1024)
         per_warp = -(-self.registers * 32 // 256) * 256
-        by_registers = REGISTERS_PER_SM // (per_warp * self.num_warps)
-        return min(by_shared, by_registers, WARPS_PER_SM // self.num_warps, 32)
+        warps = min(WARPS_PER_SM, SCHEDULERS_PER_SM * (REGISTERS_PER_SCHEDULER // per_warp))
+        return min(by_shared, warps // self.num_warps, 32)
 
     def faults(self) -> list[str]:
         """What no kernel may do on its target: too much shared memory, or spilled registers."""

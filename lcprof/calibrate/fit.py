@@ -31,11 +31,15 @@ LARGE_WEIGHT = 2.0
 """Calls bound by their work count this many times a launch-bound one."""
 TETHER = 0.01
 """Weight that holds a parameter which no row determines at its start."""
-INTERVAL_QUANTILES = (0.04, 0.96)
+INTERVAL_QUANTILES = (0.05, 0.95)
 INTERVAL_LEAST = 0.02
-GROUPS_SHORT = 4.0
-"""Intervals are drawn a little outside 5 % and 95 %, at least 2 % each way, and wider by
-4 / groups: the fewer were left out, the less their errors say of shapes not measured at all."""
+GROUPS_SHORT = 3.0
+ROWS_SHORT = 2.0
+SIDED_ROWS = 10.0
+"""Intervals are drawn at 5 % and 95 %, at least 2 % each way. Where little was measured the errors
+say less of what was not, so they are wider by 3 / groups and 2 / rows; and since few rows do not
+tell on which side the large errors fall, each end reaches at least 10 / rows as far as the other,
+up to as far."""
 
 
 class Samples(Struct, frozen=True, kw_only=True):
@@ -186,13 +190,20 @@ def mask(family: Family, samples: Samples) -> NDArray[np.bool_]:
 
 
 def summary(errors: NDArray[np.float64], groups: int) -> Residuals:
-    """Residuals from ln(measured / predicted) of shapes in `groups` groups."""
+    """Residuals from ln(measured / predicted) of shapes in `groups` groups.
+
+    The quantiles are Weibull's, k / (n + 1) for the k-th of n errors: the chance that one more
+    falls below it.
+    """
     import numpy as np
 
+    rows = len(errors)
     relative = np.abs(np.exp(-errors) - 1.0)
-    low, high = np.quantile(errors, INTERVAL_QUANTILES)
-    wider = 1.0 + GROUPS_SHORT / groups
-    low, high = min(low * wider, -INTERVAL_LEAST), max(high * wider, INTERVAL_LEAST)
+    low, high = np.quantile(errors, INTERVAL_QUANTILES, method="weibull")
+    other = min(1.0, SIDED_ROWS / rows)
+    below, above = max(-low, other * high, 0.0), max(high, -other * low, 0.0)
+    wider = 1.0 + GROUPS_SHORT / groups + ROWS_SHORT / rows
+    low, high = min(-below * wider, -INTERVAL_LEAST), max(above * wider, INTERVAL_LEAST)
     values = (np.median(relative), np.quantile(relative, 0.9), low, high)
     median, p90, low, high = (float(f"{value:.4g}") for value in values)
-    return Residuals(rows=len(errors), median=median, p90=p90, low=low, high=high)
+    return Residuals(rows=rows, median=median, p90=p90, low=low, high=high)

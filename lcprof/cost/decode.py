@@ -38,6 +38,16 @@ class Step(Struct, Generic[Num], frozen=True, kw_only=True):
         each: Num = ceil(self.sequences / deployment.dp)
         return each
 
+    def in_flight(self, deployment: Deployment) -> Step[Num]:
+        """What one pass through the pipeline takes along: engines keep `pp` batches in flight, one
+        in each stage, so that none idles."""
+        share: Num = ceil(self.sequences / deployment.pp)
+        return Step(
+            sequences=share,
+            context_tokens=self.context_tokens,
+            decoded_tokens=self.decoded_tokens,
+        )
+
 
 def token_flops(mixer: Mixer, stream: Stream) -> float:
     """FLOPs of one query token against one cached token of a stream, all query heads.
@@ -121,16 +131,18 @@ def attention_operations(
         ),
     ]
     if any(kv.extra_work(stream) != ExtraWork() for stream in sources):
-        operations.append(
-            Operation(
-                name="select and dequantise",
-                compute="vector",
-                flops=step.sequences * (select + convert),
-                rank_flops=mine * (select + convert) * head_share,
-                rank_read_bytes=zero,
-                rank_write_bytes=zero,
+        # Scores are products, which matrix units can take; conversions run on the vector ones.
+        for name, compute, work in (("select", "bf16", select), ("dequantise", "vector", convert)):
+            operations.append(
+                Operation(
+                    name=name,
+                    compute=compute,
+                    flops=step.sequences * work,
+                    rank_flops=mine * work * head_share,
+                    rank_read_bytes=zero,
+                    rank_write_bytes=zero,
+                )
             )
-        )
     return operations
 
 
@@ -202,4 +214,9 @@ def end_operations(
 
 def _batch(deployment: Deployment, step: Step[Num]) -> Batch[Num]:
     mine = step.rank_sequences(deployment)
-    return Batch(tokens=step.sequences, rank_tokens=mine, steps=step.sequences * 0.0 + 1.0)
+    return Batch(
+        tokens=step.sequences,
+        rank_tokens=mine,
+        expert_tokens=step.sequences + 0.0,
+        steps=step.sequences * 0.0 + 1.0,
+    )

@@ -25,11 +25,13 @@ class Batch(Struct, Generic[Num], frozen=True, kw_only=True):
     """Tokens that go through a layer's matrices.
 
     `tokens` in the whole deployment, `rank_tokens` of them on a rank (after cp and dp), in `steps`
-    passes over the weights.
+    passes over the weights. `expert_tokens` are those that the experts of the ranks that share
+    them see: of all data-parallel groups, in a prefill one context-parallel rank's.
     """
 
     tokens: Num
     rank_tokens: Num
+    expert_tokens: Num
     steps: Num
 
 
@@ -67,6 +69,15 @@ def experts_touched(experts: int, experts_per_token: int, tokens: Num) -> Num:
     return touched
 
 
+def reached_ranks(top_k: int, experts: int, ranks: int) -> float:
+    """How many of `ranks` GPUs hold one of `top_k` experts drawn without repetition."""
+    local = experts // ranks
+    missed = 1.0
+    for drawn in range(top_k):
+        missed *= max(experts - local - drawn, 0) / (experts - drawn)
+    return ranks * (1.0 - missed)
+
+
 def expert_operation(
     ffn: FeedForward, deployment: Deployment, batch: Batch[Num], step_tokens: Num
 ) -> Operation[Num]:
@@ -78,12 +89,12 @@ def expert_operation(
     moved = 0.0
     for matrix in ffn.expert:
         moved += (matrix.inputs + matrix.outputs) * ACTIVATION_BYTES * ffn.experts_per_token
-    rank_moved = batch.tokens / deployment.cp * (moved * share)
+    rank_moved = batch.expert_tokens * (moved * share)
     return Operation(
         name="experts",
         compute=stored_format(ffn.expert[0], deployment).compute,
         flops=batch.tokens * token_flops,
-        rank_flops=batch.tokens / deployment.cp * (token_flops * share),
+        rank_flops=batch.expert_tokens * (token_flops * share),
         rank_read_bytes=batch.steps * touched * (expert_bytes(ffn, deployment) * share)
         + rank_moved / 2,
         rank_write_bytes=rank_moved / 2,
@@ -111,8 +122,9 @@ def collective_operation(
     """What a rank sends for tensor and expert parallelism in one layer.
 
     An all-reduce of the hidden state after each part sends 2·(tp-1)/tp of it (ring or tree alike);
-    expert parallelism sends each of k copies out and back for the share of experts that live
-    elsewhere; experts cut over data-parallel attention gather and scatter all tokens.
+    expert parallelism sends a token once to each other rank that holds one of its experts, at a
+    byte an element at best, and its sum back (DeepEP); experts cut over data-parallel attention
+    gather and scatter all tokens.
     """
     state = float(model.hidden * ACTIVATION_BYTES)
     tp, dp, ep = deployment.tp, deployment.dp, deployment.ep
@@ -121,10 +133,10 @@ def collective_operation(
     ffn = group.ffn
     if ffn is not None and ffn.experts:
         if ep > 1:
-            copies = 2 * ffn.experts_per_token * (ep - 1) / ep * state
-            sent = sent + batch.rank_tokens * (copies / tp)
+            reached = reached_ranks(ffn.experts_per_token, ffn.experts, ep) * (ep - 1) / ep
+            sent = sent + batch.rank_tokens * (reached * 1.5 * state / tp)
         elif dp > 1:
-            sent = sent + batch.tokens * (2 * (dp - 1) / dp * state / tp)
+            sent = sent + batch.expert_tokens * (2 * (dp - 1) / dp * state / tp)
     zero = batch.tokens * 0.0
     return Operation(
         name="collectives",
@@ -150,7 +162,7 @@ def layer_operations(
                 matrix_operation("feed-forward", group.ffn.matrices, deployment, batch)
             )
         if group.ffn.experts:
-            step_tokens = batch.tokens / batch.steps
+            step_tokens = batch.expert_tokens / batch.steps
             operations.append(expert_operation(group.ffn, deployment, batch, step_tokens))
     if deployment.tp * deployment.dp > 1:
         operations.append(collective_operation(model, group, deployment, batch))

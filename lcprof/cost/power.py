@@ -90,19 +90,6 @@ def clock_at(model: PowerModel, share: Num) -> Any:
     return choose(share >= 1.0, 1.0, (volts - v) / (1.0 - v))
 
 
-def step_j(
-    model: PowerModel,
-    working: Sustained[Any],
-    *,
-    exchange_seconds: Num | float = 0.0,
-    bubble_seconds: Num | float = 0.0,
-) -> Any:
-    """Joules of one GPU for a step: its work, exposed exchange with other GPUs (whose kernels run
-    and poll: idle and busy power) and bubbles in which nothing runs (idle power)."""
-    polling_j = smaller(model.idle_w + model.busy_w, model.limit_w) * exchange_seconds
-    return working.joules + polling_j + model.idle_w * bubble_seconds
-
-
 def _sm_w(model: PowerModel, time: Any, flops_by_compute: Mapping[str, Any]) -> Any:
     """Watts of the SMs at boost clock."""
     joules: Any = 0.0

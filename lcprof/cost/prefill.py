@@ -34,11 +34,13 @@ from lcprof.num import Num, larger, smaller
 
 
 class Span(Struct, Generic[Num], frozen=True, kw_only=True):
-    """`tokens` new tokens after `start` cached ones, computed `chunk_tokens` at a time."""
+    """`tokens` new tokens after `start` cached ones, computed `chunk_tokens` at a time. `groups`
+    groups of data-parallel attention each read such a prompt at once."""
 
     start: Num
     tokens: Num
     chunk_tokens: float
+    groups: float = 1.0
 
 
 def attention_flops(mixer: Mixer | None, sight: Sight | None, span: Span[Num]) -> Num:
@@ -262,7 +264,12 @@ def prefill_operations(
     """All the work of one layer of a group in a prefill."""
     steps: Num = larger(chunk_count(span.tokens, span.chunk_tokens), 1.0)
     rank_tokens = span.tokens / deployment.cp
-    batch: Batch[Num] = Batch(tokens=span.tokens, rank_tokens=rank_tokens, steps=steps)
+    batch: Batch[Num] = Batch(
+        tokens=span.tokens,
+        rank_tokens=rank_tokens,
+        expert_tokens=rank_tokens * span.groups,
+        steps=steps,
+    )
     shared = layer_operations(model, group, deployment, batch)
     return shared + attention_operations(group, deployment, kv, span)
 
@@ -272,7 +279,8 @@ def end_operations(
 ) -> tuple[Operation[Num], Operation[Num]]:
     """The embedding of every token, which the first stage runs, and the logits of the prompt's
     last one, which the last stage runs."""
-    batch = Batch(tokens=span.tokens, rank_tokens=span.tokens / deployment.cp, steps=span.tokens)
+    mine = span.tokens / deployment.cp
+    batch = Batch(tokens=span.tokens, rank_tokens=mine, expert_tokens=mine, steps=span.tokens)
     one = span.tokens * 0.0 + 1.0
-    answer = Batch(tokens=one, rank_tokens=one, steps=one)
+    answer = Batch(tokens=one, rank_tokens=one, expert_tokens=one, steps=one)
     return embedding_operation(model, batch), logits_operation(model, deployment, answer)

@@ -165,7 +165,8 @@ def prefill_floor_s(work: Work[Num], gpu: Gpu, steps: Num) -> Num:
 
 
 def decode_floor_s(work: Work[Num], gpu: Gpu) -> Num:
-    """Floor of a decode step: a token passes the stages one after the other."""
+    """Floor of a decode step: a token passes the stages one after the other, with the sequences of
+    `Step.in_flight`."""
     floors = [stage.floor_s(gpu) for stage in work.stages]
     total = floors[0]
     for floor_s in floors[1:]:

@@ -8,13 +8,13 @@ from typing import Any
 
 from msgspec import Struct
 
-from lcprof.num import larger, power
+from lcprof.num import doublings, larger
 
 VOUCHED_RATIO = 64.0
 """A call further outside its box than this is not vouched for."""
-WIDENING = 0.06
-"""How much wider, in natural log, each side of an interval grows per factor e of distance from the
-box: 4 % at twice its end, 13 % at eight times, 28 % at 64 times."""
+WIDENING = 0.0416
+"""How much wider, in natural log, each side of an interval grows for each doubling of the distance
+from the box: 4 % at twice its end, 13 % at eight times, 28 % at 64 times."""
 
 
 class Parameter(Struct, frozen=True, kw_only=True):
@@ -30,7 +30,7 @@ class Residuals(Struct, frozen=True, kw_only=True):
     """How far predictions were from measurements of shapes that their fit had not seen.
 
     `median` and `p90` are of |predicted / measured - 1|; `low` and `high` are the 5 % and 95 %
-    quantiles of ln(measured / predicted).
+    quantiles of ln(measured / predicted), drawn wider where few were measured.
     """
 
     rows: int
@@ -79,8 +79,10 @@ class Fit(Struct, frozen=True, kw_only=True):
 
 
 def spread(distance: Any) -> Any:
-    """By what factor each end of an interval moves outwards at a distance from the box."""
-    return power(distance, WIDENING)
+    """By what factor each end of an interval moves outwards at a distance from the box: e^x to its
+    second order, x `WIDENING` for each doubling."""
+    x = WIDENING * doublings(distance)
+    return 1.0 + x + 0.5 * x * x
 
 
 class Calibration(Struct, frozen=True, kw_only=True):

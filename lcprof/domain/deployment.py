@@ -11,6 +11,8 @@ STACKS = ("vllm", "sglang", "trtllm")
 """The serving stacks whose kernels a plan's times can be those of."""
 NODE_GPUS = 8
 """GPUs that NVLink joins (an HGX board); what lies beyond is reached over a network."""
+NETWORK_BYTES_PER_S = 50e9
+"""A GPU's share of that network, one way: 400 Gb/s InfiniBand, as HGX H100 and H200 nodes have."""
 
 
 class Deployment(Struct, frozen=True, kw_only=True):

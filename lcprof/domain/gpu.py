@@ -13,7 +13,8 @@ class Gpu(Struct, frozen=True, kw_only=True, eq=False):
     `peak_flops` maps a compute dtype ("fp32", "tf32", "bf16", "fp8", "int8", "fp4") to dense
     FLOP/s. `marketed_bytes` is the data sheet's memory, `usable_bytes` what the driver reports
     (nvidia-smi); they are two facts. Link and PCIe bandwidths count one direction, 0 where there
-    is no such link. `sources` names where each figure comes from, by field name.
+    is no such link; `link_gpus` GPUs are joined by it. `sources` names where each figure comes
+    from, by field name.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Gpu(Struct, frozen=True, kw_only=True, eq=False):
     bandwidth_bytes_per_s: float
     peak_flops: Mapping[str, float]
     link_bytes_per_s: float = 0.0
+    link_gpus: int = 8
     pcie_bytes_per_s: float = 0.0
     sm_count: int | None = None
     boost_hz: float | None = None

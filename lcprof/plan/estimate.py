@@ -40,8 +40,8 @@ class Estimate(Struct, Generic[Num], frozen=True, kw_only=True):
     `kv_index_bytes_per_token` counts. `kv_token_bytes_per_gpu` is the fullest GPU's share of both,
     every layer counted: what an engine prints as bytes per token. `kv_state_bytes_per_sequence`
     is recurrent states and full windows. `prefill_` figures are one request's, decode figures one
-    step of all sequences at `context_tokens`. `_per_gpu` is the fullest GPU. Floors are physical
-    (lcprof.cost.total).
+    step of all sequences at `context_tokens` (its floor: of those that share a pipeline).
+    `_per_gpu` is the fullest GPU. Floors are physical (lcprof.cost.total).
     """
 
     params: int
@@ -171,6 +171,7 @@ class Counts(Struct, Generic[Num], frozen=True, kw_only=True):
     prefill_flops: Num
     attention_flops: Num
     step: Work[Num]
+    in_flight: Work[Num]
     step_flops: Num
     naive: Naive[Num]
 
@@ -189,6 +190,9 @@ def count(
     step: Step[Num] = Step(sequences=workload.concurrency, context_tokens=workload.context_tokens)
     first = prefill_work(model, deployment, kv, span)
     each = decode_work(model, deployment, kv, step)
+    passing = each
+    if deployment.pp > 1:
+        passing = decode_work(model, deployment, kv, step.in_flight(deployment))
     return Counts(
         model=model,
         kv=kv,
@@ -201,6 +205,7 @@ def count(
         prefill_flops=first.flops(),
         attention_flops=first.flops("attention", "recurrence"),
         step=each,
+        in_flight=passing,
         step_flops=each.flops(),
         naive=_naive(model, span),
     )
@@ -224,7 +229,7 @@ def finish(counts: Counts[Num], deployment: Deployment) -> Estimate[Num]:
     capacity = capacity_bytes(deployment)
     steps: Num = larger(chunk_count(span.tokens, span.chunk_tokens), 1.0)
     ttft_floor_s = prefill_floor_s(counts.prefill, deployment.gpu, steps)
-    tpot_floor_s = decode_floor_s(counts.step, deployment.gpu)
+    tpot_floor_s = decode_floor_s(counts.in_flight, deployment.gpu)
     return Estimate(
         params=counts.model.params,
         active_params=counts.model.active_params,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from msgspec import Struct
 
@@ -12,15 +13,15 @@ from lcprof.cost.expected.whole import Clock
 from lcprof.cost.memory import COLLECTIVE_BYTES, RUNTIME_BYTES, final_tokens, stage_contents
 from lcprof.cost.operation import Operation
 from lcprof.cost.prefill import Span
-from lcprof.cost.sharding import kv_share
+from lcprof.cost.sharding import kv_share, stages
 from lcprof.cost.total import Work, decode_work, prefill_work
-from lcprof.cost.weights import embedding_rank_bytes, group_rank_bytes
+from lcprof.cost.weights import group_rank_bytes
 from lcprof.domain.kv.stream import Stream, state_bytes, streams
 from lcprof.domain.model import ModelShape
 from lcprof.plan.estimate import ENDLESS, count, growth, remade
 from lcprof.plan.fits import fits_for
 from lcprof.plan.row import Row
-from lcprof.plan.times import timings
+from lcprof.plan.times import passes
 
 
 class Term(Struct, frozen=True, kw_only=True):
@@ -127,7 +128,9 @@ def _memory(row: Row, model: ModelShape) -> list[Explanation]:
     kv = row.case.kv
     sequences = -(-workload.concurrency // deployment.dp)
     tokens = final_tokens(workload)
-    content = max(stage_contents(model, deployment), key=lambda c: c.weights_bytes)
+    contents = stage_contents(model, deployment)
+    content = max(contents, key=lambda c: c.weights_bytes)
+    fullest = stages(model, deployment.pp)[contents.index(content)]
     cached = [
         Term(
             text=f"{sequences:,.0f} sequences x {count} layers x "
@@ -136,16 +139,16 @@ def _memory(row: Row, model: ModelShape) -> list[Explanation]:
         )
         for stream, count in content.streams
     ]
+    layers = " of the fullest stage" if deployment.pp > 1 else ""
     weights = [
         Term(
-            text=f"{count} {group.name} layers",
+            text=f"{count} {group.name} layers{layers}",
             value=count * group_rank_bytes(group, deployment),
         )
-        for group, count in zip(model.groups, model.group_counts(), strict=True)
+        for group, count in fullest.counts
     ]
-    tables = 1 if model.tied_embeddings else 2
-    table = tables * embedding_rank_bytes(model, deployment)
-    weights.append(Term(text=f"{tables} vocabulary table(s) of the model / tp", value=table))
+    rest = estimate.weights_bytes_per_gpu - sum(term.value or 0.0 for term in weights)
+    weights.append(Term(text="vocabulary tables and last norm", value=rest))
     chunk = min(workload.context_tokens - workload.prefix_tokens, workload.chunk_tokens)
     runtime = [Term(text="CUDA context and libraries", value=RUNTIME_BYTES)]
     if deployment.gpus > 1:
@@ -327,31 +330,88 @@ def _floors(row: Row) -> list[Explanation]:
 
 
 def _expected(row: Row) -> list[Explanation]:
-    """The expected times, by operation."""
+    """The expected times by operation, and what follows from them."""
     case, columns = row.case, row.columns()
-    gpu = case.deployment.gpu
+    deployment, gpu = case.deployment, case.deployment.gpu
     try:
-        counts = count(case.model, case.deployment, case.kv, case.workload)
-        first, step, _ = timings(counts, case.deployment, Clock(gpu, fits_for(gpu)))
+        counts = count(case.model, deployment, case.kv, case.workload)
+        made = passes(counts, deployment, Clock(gpu, fits_for(gpu)))
     except UnmeasuredError:
         return []
     found = []
     for name, each, formula in (
-        ("ttft", first, "kernels of every chunk, one after the other"),
-        ("tpot", step, "kernels of one step, one after the other, stage after stage"),
+        ("ttft", made.alone.expected, "kernels of every chunk, one after the other"),
+        ("tpot", made.step.expected, "kernels of a step, one after the other, through all stages"),
     ):
-        if columns[f"{name}_s"] is None:
+        if columns[f"{name}_s"] is not None:
+            low, high = columns[f"{name}_low_s"], columns[f"{name}_high_s"]
+            found.append(
+                Explanation(
+                    column=f"{name}_s",
+                    value=columns[f"{name}_s"],
+                    unit="s",
+                    formula=f"{formula}, at the clock that {columns['power_limit_w'] or 0:.0f} W "
+                    f"allow; nine in ten lie from {low:.4g} s to {high:.4g} s",
+                    terms=tuple(map(_timed_term, each.parts)),
+                    source=f"{columns[f'{name}_basis']}; calibrations of {deployment.stack} and "
+                    "what is most like it (lcprof accuracy)",
+                )
+            )
+    return [*found, *_derived(columns, made.busy.expected.seconds)]
+
+
+DERIVED = (
+    ("request_s", "s", "ttft_s + (output - 1) x the mean of the first and the last step", ""),
+    ("output_tokens_per_s", "tokens/s", "sequences / tpot_s", "concurrency tpot_s"),
+    (
+        "output_tokens_per_s_per_gpu",
+        "tokens/s",
+        "output_tokens_per_s / gpus",
+        "output_tokens_per_s gpus",
+    ),
+    ("prefill_j", "J", "watts x seconds x gpus / dp, all dp groups reading", "prefill"),
+    (
+        "output_token_j",
+        "J",
+        "watts x tpot_s x gpus / sequences",
+        "decode_w_per_gpu tpot_s gpus concurrency",
+    ),
+    ("request_usd", "USD", "price x gpus x (a prefill / dp + an answer / sequences)", "prefill"),
+    (
+        "usd_per_million_input_tokens",
+        "USD",
+        "price x gpus x seconds / (dp x tokens), all dp groups reading",
+        "prefill",
+    ),
+    (
+        "usd_per_million_output_tokens",
+        "USD",
+        "price x gpus x tpot_s / sequences",
+        "price_usd_per_gpu_hour gpus tpot_s concurrency",
+    ),
+)
+"""Columns that follow from the expected times: unit, formula, and the columns that enter."""
+OF_PREFILL = "prefill_w_per_gpu gpus dp price_usd_per_gpu_hour"
+
+
+def _derived(columns: Mapping[str, Any], busy_s: float) -> list[Explanation]:
+    found = []
+    for name, unit, formula, entering in DERIVED:
+        if columns[name] is None:
             continue
-        low, high = columns[f"{name}_low_s"], columns[f"{name}_high_s"]
+        prefill = entering == "prefill"
+        names = (OF_PREFILL if prefill else entering).split()
+        terms = [Term(text=f"{n} {columns[n]:,.6g}") for n in names if columns[n] is not None]
+        if prefill:
+            terms.append(Term(text=f"seconds of a prefill with all dp groups {busy_s:,.6g}"))
         found.append(
             Explanation(
-                column=f"{name}_s",
-                value=columns[f"{name}_s"],
-                unit="s",
-                formula=f"{formula}; nine in ten lie from {low:.4g} s to {high:.4g} s",
-                terms=tuple(map(_timed_term, each.parts)),
-                source=f"{columns[f'{name}_basis']}; calibrations of {case.deployment.stack} and "
-                "what is most like it (lcprof accuracy)",
+                column=name,
+                value=columns[name],
+                unit=unit,
+                formula=formula,
+                terms=tuple(terms),
+                source="the lines above; power: lcprof/catalog/power; price: scenario or catalog",
             )
         )
     return found
@@ -360,6 +420,10 @@ def _expected(row: Row) -> list[Explanation]:
 def _timed_term(part: Timed) -> Term:
     kernels = dict.fromkeys(f"{f.variant[0]} {f.variant[1]} on {f.measured_on}" for f in part.found)
     beyond = f", x{part.distance:.3g} beyond what was measured" if part.distance > 1 else ""
+    if not part.seconds:
+        return Term(
+            text=f"{part.operation} (hidden behind {part.hidden_behind or 'nothing'})", value=0.0
+        )
     low, high = part.below_s / part.seconds, part.above_s / part.seconds
     text = f"{part.operation} (-{low:.0%} +{high:.0%}{beyond}; {', '.join(kernels)})"
     return Term(text=text, value=part.seconds)

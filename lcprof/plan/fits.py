@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+from lcprof.cost.expected.kernels import SAME_LIBRARY
 from lcprof.cost.expected.task import Fits, Found, Variant
 from lcprof.cost.timing.families import PARAMETERS
 from lcprof.domain.gpu import Gpu
@@ -21,8 +22,8 @@ def calibrations() -> Calibrations:
 @cache
 def fits_for(gpu: Gpu) -> Fits:
     """Finds fits for a GPU: of the first variant that was measured on it, else of the first that
-    was measured at all. A variant of another name than the first stands in for it, and so does
-    another GPU's; their intervals are wider."""
+    was measured at all. What is not the first variant stands in for it, unless both are the same
+    library's, and so does another GPU's; their intervals are wider."""
     held: dict[tuple[str, tuple[Variant, ...]], Found | None] = {}
 
     def fits(family: str, variants: tuple[Variant, ...]) -> Found | None:
@@ -38,12 +39,12 @@ def _find(gpu: Gpu, family: str, variants: tuple[Variant, ...]) -> Found | None:
     for variant in variants:
         own = calibrations().own(gpu.name, variant[0], family, variant[1])
         if own is not None:
-            meant = variant[1] == variants[0][1]
+            same = variant == variants[0] or variant[1] in SAME_LIBRARY
             return Found(
-                fit=own.fit if meant else widened(own.fit),
+                fit=own.fit if same else widened(own.fit),
                 variant=variant,
                 measured_on=gpu.name,
-                stands_in=not meant,
+                stands_in=not same,
             )
     for variant in variants:
         found = calibrations().find(gpu, variant[0], family, variant[1])

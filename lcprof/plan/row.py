@@ -49,9 +49,9 @@ class Row(Struct, frozen=True, kw_only=True):
             sized |= dict.fromkeys(FLOORS)
         return {
             **case_columns(self.case),
+            "no_times": self.no_times,
             **sized,
             **time_columns(self.times),
-            "no_times": self.no_times,
             "max_context_tokens": self.max_context_tokens,
             "max_concurrency": self.max_concurrency,
             "max_position_tokens": self.case.model.positions,
@@ -122,7 +122,7 @@ def timed_case(case: Case, clock: Clock) -> Row:
     """The row of one case. Raises InputError for a damaged calibration."""
     counts = count(case.model, case.deployment, case.kv, case.workload)
     row = _sized(case, counts)
-    found, reason = times(counts, case.deployment, clock, row.has_times)
+    found, reason = times(counts, case.deployment, clock, row.estimate, row.has_times)
     return replace(row, times=found, no_times=reason)
 
 
@@ -170,7 +170,7 @@ def _plan_together(cases: list[Case]) -> list[Row]:
     contexts, sequences = max_context_tokens(*asked), max_concurrency(*asked)
     table = finish(counts, deployment)
     clock = Clock(deployment.gpu, fits_for(deployment.gpu))
-    found, reason = times(counts, deployment, clock, table.fits | first.hypothetical)
+    found, reason = times(counts, deployment, clock, table, table.fits | first.hypothetical)
 
     def columns(of: Struct) -> dict[str, list[Any]]:
         names = of.__struct_fields__

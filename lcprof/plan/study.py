@@ -28,7 +28,7 @@ from lcprof.plan.estimate import Counts, capacity_bytes, count, finish, remade
 from lcprof.plan.fits import fits_for
 from lcprof.plan.row import Row
 from lcprof.plan.search import LIMIT, max_concurrency, max_context_tokens
-from lcprof.plan.times import NAMED, sustained_timings, times
+from lcprof.plan.times import NAMED, passes, times
 
 Table: TypeAlias = dict[str, list[Any]]
 
@@ -47,7 +47,7 @@ GRID_POINTS = 6000
 """The most points of the grid that a page's sliders move on."""
 GRID_SEQUENCES = 128.0
 GRID_GPUS = ("a100-80gb-sxm", "h100-sxm", "h200-sxm", "b200")
-FOLDED = {"projections", "kv write", "select and dequantise"}
+FOLDED = {"projections", "kv write", "select", "dequantise"}
 """Work that a fused kernel may do together with attention, and that is then timed with it."""
 
 
@@ -169,7 +169,7 @@ def swept(
         counts = count(case.model, places[0], strategy, grid)
         for place, clock in zip(places, clocks, strict=True):
             sized = finish(counts, place)
-            timed, _ = times(counts, place, clock, shown=True)
+            timed, _ = times(counts, place, clock, sized, shown=True)
             found: dict[str, Any] = {
                 "context_tokens": grid.context_tokens,
                 "concurrency": grid.concurrency,
@@ -214,8 +214,8 @@ def operations(row: Row) -> tuple[Table, list[Found]]:
     """A prefill and a decode step by operation, and the measured kernels that they rest on.
 
     `seconds` with the ends of their interval are those of the expected time, and add up to it.
-    `flops` and `hbm_bytes` are one GPU's (the mean over pipeline stages of a prefill, their sum in
-    a decode step, which passes them in turn). Empty where no time can be given.
+    `flops` and `hbm_bytes` are one GPU's, the mean over pipeline stages. Empty where no time can be
+    given.
     """
     case = row.case
     deployment = case.deployment
@@ -225,13 +225,14 @@ def operations(row: Row) -> tuple[Table, list[Found]]:
     counts = count(case.model, deployment, case.kv, case.workload)
     clock = Clock(deployment.gpu, fits_for(deployment.gpu))
     try:
-        reading, stepping, _ = sustained_timings(counts, deployment, clock)
+        held_to_power = passes(counts, deployment, clock)
     except UnmeasuredError:
         return table, []
     kernels: dict[Any, Found] = {}
-    for phase, held, work, share in (
-        ("prefill", reading.expected, counts.prefill, 1.0 / deployment.pp),
-        ("decode step", stepping.expected, counts.step, 1.0),
+    share = 1.0 / deployment.pp
+    for phase, held, work in (
+        ("prefill", held_to_power.alone.expected, counts.prefill),
+        ("decode step", held_to_power.step.expected, counts.step),
     ):
         timed = {part.operation for part in held.parts}
         sums = _work_by(work, timed)

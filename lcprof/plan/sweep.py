@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from lcprof.cost.expected.whole import Clock
@@ -42,13 +43,15 @@ def sweep(
     prefix_tokens: float = 0.0,
     chunk_tokens: float = 8192.0,
     hypothetical: bool = False,
+    with_times: bool = True,
 ) -> pd.DataFrame:
     """A DataFrame of every combination, one row each, with the columns of a plan's row.
 
     Rows are ordered by model, deployment, strategy, context and concurrency, the last fastest.
     Text columns are categorical. An inverse answer that memory does not bound is NaN, as is an
     unknown `max_position_tokens`, and every time of a point that does not fit, unless the sweep is
-    `hypothetical`. Raises InputError for a damaged calibration.
+    `hypothetical`. `with_times=False` leaves expected times, energy and money out, which halves the
+    work. Raises InputError for a damaged calibration.
     """
     import numpy as np
     import pandas as pd
@@ -64,7 +67,9 @@ def sweep(
     table = _Table(shape)
     strategies = [parse_kv(spec, where="sweep") for spec in kv]
     alike = _alike(deployments)
-    clocks = {d.gpu: Clock(d.gpu, fits_for(d.gpu)) for d in deployments}
+    clocks: dict[Gpu, Clock] = {}
+    if with_times:
+        clocks = {d.gpu: Clock(d.gpu, fits_for(d.gpu)) for d in deployments}
     for m, model in enumerate(models):
         for k, (spec, strategy) in enumerate(zip(kv, strategies, strict=True)):
             for layout in alike:
@@ -106,7 +111,8 @@ def _kinds(
     case: Case, deployments: Sequence[Deployment], clocks: Mapping[Gpu, Clock]
 ) -> list[dict[str, Any]]:
     """The columns of one model and strategy on deployments of one layout, that of `case`: work is
-    counted once, the inverse searches run over all capacities at once."""
+    counted once, the inverse searches run over all capacities at once. Without `clocks` there are
+    no expected times."""
     import numpy as np
 
     first = case.deployment
@@ -121,15 +127,19 @@ def _kinds(
     for index, deployment in enumerate(deployments):
         estimate = finish(counts, deployment)
         shown = estimate.fits | case.hypothetical
-        found, reason = times(counts, deployment, clocks[deployment.gpu], shown)
         columns = case_columns(replace(case, deployment=deployment))
-        for table in (estimate, found):
+        tables: list[Struct] = [estimate]
+        if clocks:
+            found, columns["no_times"] = times(
+                counts, deployment, clocks[deployment.gpu], estimate, shown
+            )
+            tables.append(found)
+        for table in tables:
             for name in table.__struct_fields__:
                 value = getattr(table, name)
                 if name in FLOORS:
                     value = np.where(shown, value, np.nan)
                 columns[CODES[name][0] if name in CODES else name] = value
-        columns["no_times"] = reason
         columns["max_context_tokens"] = contexts[index]
         columns["max_concurrency"] = sequences[index]
         columns["max_position_tokens"] = float(case.model.positions or np.nan)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any, Generic
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from lcprof.cost.decode import Step
 from lcprof.cost.expected.draw import Drawn, drawn
 from lcprof.cost.expected.kernels import prompt_attention
 from lcprof.cost.expected.task import Timed, UnmeasuredError
@@ -17,10 +17,12 @@ from lcprof.cost.money import (
     million_output_tokens_usd,
     request_usd,
 )
+from lcprof.cost.prefill import Span
+from lcprof.cost.total import Work, prefill_work
 from lcprof.domain.calibration import VOUCHED_RATIO
 from lcprof.domain.deployment import Deployment
 from lcprof.num import Num, choose, larger, smaller
-from lcprof.plan.estimate import Counts
+from lcprof.plan.estimate import Counts, Estimate
 from lcprof.plan.fits import power_for
 
 BASES = ("", "measured", "interpolated", "extrapolated", "transported", "not vouched for")
@@ -31,6 +33,7 @@ beyond."""
 AWAY_SHARE = 0.25
 """The share of a time from which measurements of other kernels or GPUs make it transported."""
 OPERATIONS = (
+    "",
     *("attention", "projections", "feed-forward", "experts", "recurrence", "collectives"),
     *("norms and residual", "kv write", "logits", "embedding", "latents again", "select"),
 )
@@ -50,7 +53,8 @@ class Times(Struct, Generic[Num], frozen=True, kw_only=True):
     Times are sustained ones: what the power limit slows down is slower. Energies are the GPUs' of
     the whole deployment, for one request's prefill and for one token of the batch; watts are
     averages of one GPU while it works. Money is the whole deployment's time at its GPUs' price:
-    prompts alone, answers alone, and one request in a batch that is always full.
+    prompts alone, answers alone, and one request in a batch that is always full. Energy and money
+    of prefills are those of a deployment whose data-parallel groups all read one.
     """
 
     ttft_s: Num
@@ -95,72 +99,96 @@ def named(column: str) -> tuple[str, tuple[str, ...]] | None:
     return None
 
 
-def timings(
-    counts: Counts[Num], deployment: Deployment, clock: Clock
-) -> tuple[Expected, Expected, Expected]:
-    """A prefill, the first decode step after it, and the last. Raises UnmeasuredError."""
-    model, kv = counts.model, counts.kv
-    first = prefill_expected(model, deployment, kv, counts.span, clock)
-    step = decode_expected(model, deployment, kv, counts.decode, clock)
-    if counts.output_tokens <= 2.0:
-        return first, step, step
-    end: Step[Num] = Step(
-        sequences=counts.decode.sequences,
-        context_tokens=counts.decode.context_tokens + (counts.output_tokens - 1.0),
+class Passes(Struct, frozen=True, kw_only=True):
+    """What a plan's times are made of, held to the power limit: a prefill of one request alone, one
+    of all data-parallel groups at once, the first decode step, and the seconds of a whole answer's
+    steps with how far the last one lies from what was measured."""
+
+    alone: Drawn
+    busy: Drawn
+    step: Drawn
+    answer_s: Any
+    last_distance: Any
+
+
+def passes(counts: Counts[Num], deployment: Deployment, clock: Clock) -> Passes:
+    """The passes of a plan. Raises UnmeasuredError where no kernel that was measured is like the
+    plan's, InputError for a damaged calibration or power model."""
+    if deployment.gpu.vendor not in {"", "NVIDIA"}:
+        raise UnmeasuredError(f"no kernel was measured on GPUs of {deployment.gpu.vendor}")
+    model, kv, power = counts.model, counts.kv, power_for(deployment.gpu, deployment.power_limit_w)
+    span, step = counts.span, counts.decode
+    alone = _prefill(counts, deployment, clock, span, counts.prefill)
+    busy = alone
+    if deployment.dp > 1:
+        together = replace(span, groups=float(deployment.dp))
+        work = prefill_work(model, deployment, kv, together)
+        busy = _prefill(counts, deployment, clock, together, work)
+    first = decode_expected(model, deployment, kv, step, clock)
+    last = first
+    if counts.output_tokens > 2.0:
+        context = step.context_tokens + (counts.output_tokens - 1.0)
+        last = decode_expected(model, deployment, kv, replace(step, context_tokens=context), clock)
+    # Each of `pp` batches in flight passes every GPU in the time of one step.
+    in_flight = smaller(step.sequences, float(deployment.pp))
+    stepping = drawn(first, counts.in_flight.stages[0], power, prompt=False, repeats=in_flight)
+    slower = stepping.expected.seconds / first.seconds
+    return Passes(
+        alone=alone,
+        busy=busy,
+        step=stepping,
+        answer_s=(first.seconds + last.seconds) / 2.0 * slower * (counts.output_tokens - 1.0),
+        last_distance=last.distance,
     )
-    return first, step, decode_expected(model, deployment, kv, end, clock)
 
 
-def sustained_timings(
-    counts: Counts[Num], deployment: Deployment, clock: Clock
-) -> tuple[Drawn, Drawn, tuple[Expected, Expected]]:
-    """A prefill and the first decode step after it, both held to the power limit, then the first
-    and the last step as bursts. Raises UnmeasuredError, and InputError for a damaged power model or
-    a limit that leaves nothing above idle."""
-    burst, first_step, last_step = timings(counts, deployment, clock)
-    power = power_for(deployment.gpu, deployment.power_limit_w)
-    stage = counts.prefill.stages[0]
+def _prefill(
+    counts: Counts[Num],
+    deployment: Deployment,
+    clock: Clock,
+    span: Span[Num],
+    work: Work[Num],
+) -> Drawn:
+    """A prefill under the power limit."""
+    burst = prefill_expected(counts.model, deployment, counts.kv, span, clock)
+    stage = work.stages[0]
     ranks = deployment.tp * deployment.cp * deployment.pp
-    attention_flops = smaller(counts.attention_flops / ranks, dict(stage.compute_flops)["bf16"])
-    reading = drawn(
+    return drawn(
         burst,
         stage,
-        power,
+        power_for(deployment.gpu, deployment.power_limit_w),
         prompt=True,
-        attention_flops=attention_flops,
+        attention_flops=smaller(
+            counts.attention_flops / ranks, dict(stage.compute_flops).get("bf16", 0.0)
+        ),
         attention_compute=prompt_attention(deployment, counts.kv).compute,
     )
-    stepping = drawn(first_step, counts.step.stages[0], power, prompt=False)
-    return reading, stepping, (first_step, last_step)
 
 
 def times(
-    counts: Counts[Num], deployment: Deployment, clock: Clock, shown: Any
+    counts: Counts[Num], deployment: Deployment, clock: Clock, sized: Estimate[Num], shown: Any
 ) -> tuple[Times[Num], str]:
     """The times of a plan, and why there are none ("" where there are). They are given where
-    `shown` holds: a plan that does not fit has no times. Raises InputError for a damaged
-    calibration or power model, or a power limit that leaves nothing above idle."""
+    `shown` holds: a plan that does not fit has no times. No interval begins below the floor of the
+    plan as `sized`. Raises InputError for a damaged calibration or power model."""
     try:
-        reading, stepping, bursts = sustained_timings(counts, deployment, clock)
+        found = passes(counts, deployment, clock)
     except UnmeasuredError as reason:
         return _nothing(counts), str(reason)
     power = power_for(deployment.gpu, deployment.power_limit_w)
-    first, step = reading.expected, stepping.expected
-    first_step, last_step = bursts
-    slower = step.seconds / first_step.seconds
-    decode_s = (first_step.seconds + last_step.seconds) / 2.0 * slower
-    decode_s = decode_s * (counts.output_tokens - 1.0)
+    first, step = found.alone.expected, found.step.expected
     sequences = counts.decode.sequences
     rate = sequences / step.seconds
-    ttft = first.distance <= VOUCHED_RATIO
-    tpot = step.distance <= VOUCHED_RATIO
-    both = ttft & tpot & (last_step.distance <= VOUCHED_RATIO)
+    ttft = shown & (first.distance <= VOUCHED_RATIO)
+    tpot = shown & (step.distance <= VOUCHED_RATIO)
+    both = ttft & tpot & (found.last_distance <= VOUCHED_RATIO)
     price = deployment.usd_per_gpu_hour
     usd: Any = float("nan") if price is None else price
     gpus, prompts = float(deployment.gpus), float(deployment.dp)
+    busy_s = found.busy.expected.seconds
 
     def given(value: Any, vouched: Any) -> Any:
-        return choose(shown & vouched, value, float("nan"))
+        return choose(vouched, value, float("nan"))
 
     def prefill_j(joules: Any) -> Any:
         return given(joules * (gpus / prompts), ttft)
@@ -170,47 +198,44 @@ def times(
 
     return Times(
         ttft_s=given(first.seconds, ttft),
-        ttft_low_s=given(first.low_s, ttft),
+        ttft_low_s=given(larger(first.low_s, smaller(sized.ttft_floor_s, first.seconds)), ttft),
         ttft_high_s=given(first.high_s, ttft),
-        ttft_distance=first.distance,
+        ttft_distance=given(first.distance, shown),
         ttft_basis_code=basis_code(first, shown),
-        ttft_uncertain_code=uncertain_code(first),
+        ttft_uncertain_code=uncertain_code(first, ttft),
         ttft_attention_share=given(_seconds(first.parts, "attention") / first.seconds, ttft),
         tpot_s=given(step.seconds, tpot),
-        tpot_low_s=given(step.low_s, tpot),
+        tpot_low_s=given(larger(step.low_s, smaller(sized.tpot_floor_s, step.seconds)), tpot),
         tpot_high_s=given(step.high_s, tpot),
-        tpot_distance=step.distance,
+        tpot_distance=given(step.distance, shown),
         tpot_basis_code=basis_code(step, shown),
-        tpot_uncertain_code=uncertain_code(step),
-        request_s=given(first.seconds + decode_s, both),
+        tpot_uncertain_code=uncertain_code(step, tpot),
+        request_s=given(first.seconds + found.answer_s, both),
         output_tokens_per_s=given(rate, tpot),
         output_tokens_per_s_per_gpu=given(rate / gpus, tpot),
-        prefill_w_per_gpu=given(reading.watts, ttft),
-        prefill_j=prefill_j(reading.joules),
-        prefill_low_j=prefill_j(reading.joules_low),
-        prefill_high_j=prefill_j(reading.joules_high),
-        decode_w_per_gpu=given(stepping.watts, tpot),
-        output_token_j=token_j(stepping.joules),
-        output_token_low_j=token_j(stepping.joules_low),
-        output_token_high_j=token_j(stepping.joules_high),
+        prefill_w_per_gpu=given(found.busy.watts, ttft),
+        prefill_j=prefill_j(found.busy.joules),
+        prefill_low_j=prefill_j(found.busy.joules_low),
+        prefill_high_j=prefill_j(found.busy.joules_high),
+        decode_w_per_gpu=given(found.step.watts, tpot),
+        output_token_j=token_j(found.step.joules),
+        output_token_low_j=token_j(found.step.joules_low),
+        output_token_high_j=token_j(found.step.joules_high),
         power_basis_code=choose(shown, float(BASES.index(power.basis if power else "")), 0.0),
         request_usd=given(
             request_usd(
                 usd,
                 gpus,
-                prefill_seconds=first.seconds,
+                prefill_seconds=busy_s,
                 prefill_sequences=prompts,
-                decode_seconds=decode_s,
+                decode_seconds=found.answer_s,
                 concurrency=sequences,
             ),
             both,
         ),
         usd_per_million_input_tokens=given(
             million_input_tokens_usd(
-                usd,
-                gpus,
-                prefill_seconds=first.seconds,
-                prefill_tokens=counts.span.tokens * prompts,
+                usd, gpus, prefill_seconds=busy_s, prefill_tokens=counts.span.tokens * prompts
             ),
             ttft,
         ),
@@ -245,12 +270,12 @@ def basis_code(found: Expected, shown: Any) -> Any:
     return choose(shown, code, 0.0)
 
 
-def uncertain_code(found: Expected) -> Any:
+def uncertain_code(found: Expected, shown: Any) -> Any:
     """The operation with the widest interval in seconds, as a position in `OPERATIONS`."""
-    widest, code = found.parts[0].below_s * 0.0, 0.0
-    result: Any = code
+    widest: Any = 0.0
+    result: Any = 0.0
     for part in found.parts:
         width = part.below_s + part.above_s
         result = choose(width > widest, float(OPERATIONS.index(part.operation)), result)
         widest = larger(widest, width)
-    return result
+    return choose(shown, result, 0.0)

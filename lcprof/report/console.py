@@ -104,9 +104,15 @@ def _several(
 def _times_note(rows: Sequence[Row]) -> str:
     """What the times of a table mean."""
     stacks = dict.fromkeys(STACK_NAMES[row.case.deployment.stack] for row in rows)
-    note = f"Times are expected on {' or '.join(stacks)}'s kernels, one request's TTFT."
-    if any(row.has_times and row.columns()["tpot_s"] is None for row in rows):
-        note += " >: floor, no measured kernel is like it."
+    note = f"TTFT (one request alone) and TPOT as {' or '.join(stacks)}'s kernels would run them."
+    bare = [
+        row
+        for row in rows
+        if row.has_times and None in (row.columns()["ttft_s"], row.columns()["tpot_s"])
+    ]
+    reasons = dict.fromkeys(row.no_times or "too far beyond what was measured" for row in bare)
+    if reasons:
+        note += f" >: a floor, where nothing is expected ({'; '.join(reasons)})."
     return note
 
 
@@ -328,6 +334,7 @@ def _work(row: Row) -> list[RenderableType]:
 
 
 def _times(row: Row) -> list[RenderableType]:
+    from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
@@ -353,24 +360,27 @@ def _times(row: Row) -> list[RenderableType]:
 
     add("TTFT, one request", "ttft", estimate.ttft_floor_s)
     add("TPOT", "tpot", estimate.tpot_floor_s)
-    add("whole request", "request", estimate.request_floor_s)
+    if row.case.workload.output_tokens > 1:
+        add("whole request", "request", estimate.request_floor_s)
     lines: list[RenderableType] = [grid]
     rate = found["output_tokens_per_s"]
     if rate is not None:
         each = found["output_tokens_per_s_per_gpu"]
-        text = f"{INDENT}decoding {rate:,.3g} tokens/s in all, {each:,.3g} per GPU"
+        text = f"{INDENT}decoding {_rounded(rate)} tokens/s in all, {_rounded(each)} per GPU"
         lines.append(Text(text))
     lines += [Text(INDENT + line) for line in (*_energy(found), *_money(row, found))]
     unsure = {"TTFT": found["ttft_uncertain"], "TPOT": found["tpot_uncertain"]}
-    least = " and ".join(dict.fromkeys(f"{op} in {name}" for name, op in unsure.items() if op))
+    if unsure["TTFT"] == unsure["TPOT"]:
+        unsure = {"both": unsure["TTFT"]}
+    least = " and ".join(f"{op} in {name}" for name, op in unsure.items() if op)
     notes = [f"Expected on {STACK_NAMES[row.case.deployment.stack]}'s kernels. {FLOOR_NOTE}"]
     if least:
         notes.append(f"Least certain: {least}.")
     if row.no_times:
-        notes = [f"Nothing is expected: {row.no_times}. {FLOOR_NOTE}"]
+        notes = [f"No expected times: {row.no_times}. {FLOOR_NOTE}"]
     if row.case.hypothetical and not estimate.fits:
         notes.append("Hypothetical: it does not fit.")
-    return [*lines, *(Text(f"{INDENT}{note}", style="dim") for note in notes)]
+    return [*lines, *(Padding(Text(note, style="dim"), (0, 0, 0, 2)) for note in notes)]
 
 
 def _energy(found: Mapping[str, Any]) -> list[str]:
@@ -388,6 +398,16 @@ def _energy(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _rounded(value: float) -> str:
+    """Three digits, never in powers of ten."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _dollars(value: float) -> str:
+    """Cents, or three digits where they are less."""
+    return f"${value:,.2f}" if abs(value) >= 1 else f"${value:.3g}"
+
+
 def _money(row: Row, found: Mapping[str, Any]) -> list[str]:
     """US dollars, where a price is known, with its source."""
     output = found["usd_per_million_output_tokens"]
@@ -397,9 +417,9 @@ def _money(row: Row, found: Mapping[str, Any]) -> list[str]:
     gpu = deployment.gpu
     given = deployment.price_usd_per_gpu_hour is not None
     where = "as given" if given else f"{gpu.name}, {gpu.price_date}".rstrip(", ")
-    lines = [f"cost     ${output:,.3g} per million output tokens"]
+    lines = [f"cost     {_dollars(output)} per million output tokens"]
     if found["usd_per_million_input_tokens"] is not None:
-        lines[0] += f", ${found['usd_per_million_input_tokens']:,.3g} per million input"
+        lines[0] += f", {_dollars(found['usd_per_million_input_tokens'])} per million input"
     if found["request_usd"] is not None:
         request = f"${found['request_usd']:,.3g} a request, "
         lines.append(

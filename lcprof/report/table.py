@@ -35,18 +35,24 @@ OF_GPU = ("price_usd_per_gpu_hour", "power_limit_w")
 
 
 class Figure(Struct, frozen=True, kw_only=True):
-    """A column of results: its two-line head and how a row shows it."""
+    """A column of results: its two-line head and how a row shows it. Where there is no room, those
+    that are most to `spare` go first."""
 
     head: str
     show: Callable[[Row], str]
+    spare: int = 0
 
 
 FIGURES = (
-    Figure(head="KV\nper GPU", show=lambda row: show_bytes(row.estimate.kv_reserved_bytes_per_gpu)),
+    Figure(
+        head="KV\nper GPU",
+        show=lambda row: show_bytes(row.estimate.kv_reserved_bytes_per_gpu),
+        spare=2,
+    ),
     Figure(head="total\nper GPU", show=lambda row: show_bytes(row.estimate.total_bytes_per_gpu)),
     Figure(head="\nfits", show=lambda row: "yes" if row.estimate.fits else "no"),
-    Figure(head="max\ncontext", show=lambda row: _tokens(row.max_context_tokens)),
-    Figure(head="max\nusers", show=lambda row: _count(row.max_concurrency)),
+    Figure(head="max\ncontext", show=lambda row: _tokens(row.max_context_tokens), spare=1),
+    Figure(head="max\nusers", show=lambda row: _count(row.max_concurrency), spare=3),
     Figure(head="\nTTFT", show=lambda row: _seconds(row, "ttft")),
     Figure(head="\nTPOT", show=lambda row: _seconds(row, "tpot")),
 )
@@ -87,19 +93,18 @@ def table(rows: Sequence[Row], names: Sequence[str], width: int) -> list[Rendera
 
     ordered = ranked(rows) if set(names) <= set(NAMED) else list(rows)
     first = ordered[:ROWS_SHOWN]
-    figures = [[figure.show(row) for row in first] for figure in FIGURES]
-    widths = [
-        max(len(text) for text in [*column, *figure.head.split("\n")])
-        for figure, column in zip(FIGURES, figures, strict=True)
-    ]
-    labels = _labels(first, names, width - sum(widths) - GAP * len(widths))
+    chosen = list(FIGURES)
+    while len(chosen) > LEAST_FIGURES and _least(first, names) + _taken(chosen, first) > width:
+        chosen.remove(max(chosen, key=lambda figure: figure.spare))
+    figures = [[figure.show(row) for row in first] for figure in chosen]
+    labels = _labels(first, names, width - _taken(chosen, first))
     grid = Table(box=None, show_edge=False, pad_edge=False, padding=(0, GAP, 0, 0))
     for name in names:
         right = name not in NAMED
         grid.add_column(
             "\n" + HEADS.get(name, name), no_wrap=True, justify="right" if right else "left"
         )
-    for figure in FIGURES:
+    for figure in chosen:
         grid.add_column(figure.head, no_wrap=True, justify="right")
     for index, row in enumerate(first):
         texts = [labels[name][index] for name in names] + [column[index] for column in figures]
@@ -108,6 +113,28 @@ def table(rows: Sequence[Row], names: Sequence[str], width: int) -> list[Rendera
     if len(ordered) == len(first):
         return [grid]
     return [grid, Text(f"and {len(ordered) - len(first):,} more rows; --csv FILE writes all")]
+
+
+LEAST_FIGURES = 4
+
+
+def _taken(figures: Sequence[Figure], rows: Sequence[Row]) -> int:
+    """The columns of text that figures take, with the gaps before them."""
+    return sum(
+        GAP + max(len(t) for t in [*map(figure.show, rows), *figure.head.split("\n")])
+        for figure in figures
+    )
+
+
+def _least(rows: Sequence[Row], names: Sequence[str]) -> int:
+    """The columns of text that the labels take when they are cut as far as they may be."""
+    cases = [case_columns(row.case) for row in rows]
+    total = -GAP
+    for name in names:
+        longest = max(len(shown(name, case[name])) for case in cases)
+        head = len(HEADS.get(name, name))
+        total += GAP + max(head, min(longest, SHORTEST_LABEL) if name in NAMED else longest)
+    return total
 
 
 def _labels(rows: Sequence[Row], names: Sequence[str], width: int) -> dict[str, list[str]]:

@@ -158,6 +158,9 @@ class _Reader:
             return {}
         box = {}
         for name, ends in data.items():
+            if not isinstance(name, str) or not name.strip():
+                self.fault(key, f"a feature named {shown(str(name))}", "the name of a feature")
+                continue
             what = "[low, high], two numbers of which the second is not less"
             if not isinstance(ends, list) or len(ends) != 2:
                 self.fault(f"{key}.{name}", given_text(ends), what)
@@ -165,7 +168,7 @@ class _Reader:
             low, high = (self.number(end, f"{key}.{name}", 0.0, 1e30, what) for end in ends)
             if low > high:
                 self.fault(f"{key}.{name}", f"{low:g} above {high:g}", what)
-            box[str(name)] = (low, high)
+            box[name] = (low, high)
         return box
 
     def residuals(self, data: object, key: str) -> dict[str, Residuals]:

@@ -203,9 +203,20 @@ def _layout_faults(
 
 def _power_faults(gpu: Gpu, limit_w: float | None) -> list[tuple[str, str, str]]:
     """What is wrong with a power limit, as (key, given, expected)."""
-    if limit_w is None or gpu.tdp_w is None or limit_w <= gpu.tdp_w:
+    if limit_w is None:
         return []
-    return [("power_limit", f"{limit_w:g} W", f"at most {gpu.tdp_w:g} W, the TDP of {gpu.name}")]
+    if gpu.tdp_w is None:
+        expected = f"no limit, as the TDP of {gpu.name} is not known"
+    elif not LEAST_LIMIT * gpu.tdp_w <= limit_w <= gpu.tdp_w:
+        least = LEAST_LIMIT * gpu.tdp_w
+        expected = f"from {least:g} to {gpu.tdp_w:g} W, a quarter of the TDP of {gpu.name} and all"
+    else:
+        return []
+    return [("power_limit", f"{limit_w:g} W", expected)]
+
+
+LEAST_LIMIT = 0.25
+"""The share of its TDP that a board can be held to at least (an A100's 100 of 400 W)."""
 
 
 def _deployment(

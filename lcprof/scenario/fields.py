@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 from msgspec import Meta
@@ -246,10 +246,20 @@ def convert(value: object, kind: Any, *, where: str, key: str, faults: list[Faul
         elif unknown := re.fullmatch(r"Object contains unknown field `(.*)`", message):
             given = f"the unknown key {shown(unknown[1])}"
             fault = Fault(where=where, key=key, given=given, expected="only the keys it knows")
+        elif message.startswith("Invalid enum value"):
+            names = f"one of {', '.join(_choices(kind))}"
+            fault = Fault(where=where, key=key, given=given_text(value), expected=names)
         else:
             fault = Fault(where=where, key=key, given=given_text(value), expected=_plain(message))
         faults.append(fault)
         return None
+
+
+def _choices(kind: Any) -> list[str]:
+    """The names that a kind allows, however it is wrapped."""
+    if get_origin(kind) is Literal:
+        return list(get_args(kind))
+    return [name for part in get_args(kind) for name in _choices(part)]
 
 
 def check_keys(

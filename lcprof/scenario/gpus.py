@@ -65,6 +65,7 @@ class GpuFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     bandwidth: Figure[Rate]
     peak: Peak
     link: Figure[Rate] | None = None
+    link_gpus: Figure[Annotated[int, Meta(ge=1, le=100_000)]] | None = None
     pcie: Figure[Rate] | None = None
     sm_count: Figure[Annotated[int, Meta(ge=1, le=100_000)]] | None = None
     boost: Figure[Hertz] | None = None
@@ -142,6 +143,7 @@ def read_gpu(data: object, *, where: str, key: str = "gpu") -> Gpu:
             if f"peak.{name}" in known
         },
         link_bytes_per_s=float(file.link.value) if file.link else 0.0,
+        link_gpus=_link_gpus(file),
         pcie_bytes_per_s=float(file.pcie.value) if file.pcie else 0.0,
         sm_count=file.sm_count.value if file.sm_count else None,
         boost_hz=float(file.boost.value) if file.boost else None,
@@ -224,6 +226,16 @@ _FIELDS = {
     "tdp": "tdp_w",
     **{f"peak.{name}": f"peak_flops.{name}" for name in Peak.__struct_fields__},
 }
+
+
+def _link_gpus(file: GpuFile) -> int:
+    """How many GPUs the link joins: as the file says, or pairs of cards, or a board of eight."""
+    if file.link is None or not float(file.link.value):
+        return 1
+    if file.link_gpus is not None:
+        return file.link_gpus.value
+    cards = file.form_factor == "NVL" or file.form_factor.startswith("PCIe")
+    return 2 if cards else 8
 
 
 def _figure_names() -> list[str]:

@@ -108,12 +108,34 @@ def test_a_group_left_out_does_not_help_to_predict_itself() -> None:
     assert np.exp(errors[strange]) == pytest.approx(1.5, rel=0.02)
 
 
-def test_few_groups_make_intervals_wider() -> None:
+def test_few_groups_and_few_rows_make_intervals_wider() -> None:
     errors = np.linspace(-0.1, 0.1, 101)
     many, few = summary(errors, 40), summary(errors, 2)
-    assert few.high == pytest.approx(3 * 0.092, rel=0.01)
+    # 95 % of 102 is rank 96.9, between 0.09 and 0.092.
+    assert few.high == pytest.approx((1 + 3 / 2 + 2 / 101) * 0.0918, rel=0.001)
     assert many.high < few.high
     assert many.median == few.median == pytest.approx(0.05, rel=0.05)
+    short = summary(np.linspace(-0.1, 0.1, 11), 40)
+    assert short.high == pytest.approx((1 + 3 / 40 + 2 / 11) * 0.1, rel=0.001)
+
+
+def test_few_rows_do_not_tell_on_which_side_errors_fall() -> None:
+    five, twenty = (summary(np.linspace(0.0, 0.1, rows), 50) for rows in (5, 20))
+    assert five.low == -five.high < -0.1
+    assert twenty.low == pytest.approx(-0.5 * twenty.high, rel=0.001)
+    right = summary(-np.linspace(0.0, 0.1, 5), 50)
+    assert (right.low, right.high) == (five.low, five.high)
+
+
+@pytest.mark.parametrize("rows", [6, 12, 40])
+def test_nine_in_ten_further_draws_fall_in_an_interval_of_few_rows(rows: int) -> None:
+    rng = np.random.default_rng(rows)
+    inside = []
+    for _ in range(300):
+        found = summary(rng.normal(0, 0.1, rows), rows)
+        further = rng.normal(0, 0.1, 50)
+        inside.append(np.mean((further >= found.low) & (further <= found.high)))
+    assert 0.9 <= np.mean(inside) <= 0.99
 
 
 def test_rows_are_taken_and_joined_through_calls_within_calls() -> None:

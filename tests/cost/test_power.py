@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from lcprof.cost.power import Sustained, burst_w, clock_at, step_j, sustained
+from lcprof.cost.power import Sustained, burst_w, clock_at, sustained
 from lcprof.domain.power import PowerModel
 from lcprof.scenario.gpus import load_gpu
 from lcprof.scenario.power import power_model
@@ -231,11 +231,3 @@ def test_nothing_is_done_in_no_time() -> None:
     found = sustained(H200, 0.0, 0.0, {"bf16": 0.0}, 0.0)
     assert found.seconds == pytest.approx(0.0, abs=1e-9)
     assert found.joules == pytest.approx(0.0, abs=1e-6)
-
-
-def test_waiting_costs_energy() -> None:
-    work = run(PLAIN, 2.0, 1.0, 100.0, 1.0)
-    assert step_j(PLAIN, work) == work.joules
-    # Polling draws idle and busy power, 200 W; a bubble 100 W.
-    waited = step_j(PLAIN, work, exchange_seconds=0.5, bubble_seconds=0.25)
-    assert waited - work.joules == pytest.approx(0.5 * 200 + 0.25 * 100)

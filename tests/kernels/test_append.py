@@ -7,9 +7,11 @@ import torch
 
 from lcprof_kernels import caches
 from lcprof_kernels.append import append
+from lcprof_kernels.append.launch import Tuning, append_triton
 from lcprof_kernels.append.reference import pack_int4
 from lcprof_kernels.caches import CompressedCache, Format
 from lcprof_kernels.errors import KernelInputError
+from lcprof_kernels.offline import Job, compile_elsewhere
 from lcprof_kernels.quantised_decode.reference import dequantise, unpack_int4
 
 FORMATS = [
@@ -54,7 +56,13 @@ def tensors(cache: CompressedCache) -> dict[str, torch.Tensor]:
     return found
 
 
-def same_steps(layout: Format, page_tokens: int | None, device: str) -> None:
+def same_steps(
+    layout: Format,
+    page_tokens: int | None,
+    device: str,
+    tuning: Tuning | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
     """Prefill-sized, then decode-sized pieces; every tensor equal, bit for bit, after each."""
     torch.manual_seed(1)
     ours = empty(layout, page_tokens, batch=2, device=device)
@@ -63,12 +71,15 @@ def same_steps(layout: Format, page_tokens: int | None, device: str) -> None:
         theirs.page_table.copy_(ours.page_table)
     for counts in ([33, 63], [1, 1], [70, 0]):
         k, v = (
-            torch.randn(2, max(counts), 2, 64, dtype=torch.bfloat16, device=device) * scale
+            torch.randn(2, max(counts), 2, 64, dtype=dtype, device=device) * scale
             for scale in (4.0, 1.0)
         )
         k[..., 5] *= 30
         new = torch.tensor(counts, dtype=torch.int32, device=device)
-        append(ours, k, v, new_lengths=new)
+        if tuning is None:
+            append(ours, k, v, new_lengths=new)
+        else:
+            append_triton(ours, k, v, new, tuning)
         append(theirs, k, v, new_lengths=new, impl="torch")
         expected = tensors(theirs)
         for name, tensor in tensors(ours).items():
@@ -79,6 +90,33 @@ def same_steps(layout: Format, page_tokens: int | None, device: str) -> None:
 @pytest.mark.parametrize("layout", FORMATS, ids=NAMES)
 def test_same_bits_as_the_reference(layout: Format, page_tokens: int | None) -> None:
     same_steps(layout, page_tokens, "cpu")
+
+
+INT4 = [layout for layout in FORMATS if layout.code == "int4"]
+
+
+def pairs(layout: Format) -> Tuning:
+    return Tuning(block_n=layout.group_tokens or 16, warps=4, pairs=True)
+
+
+@pytest.mark.parametrize(
+    ("page_tokens", "dtype"), [(None, torch.bfloat16), (64, torch.bfloat16), (None, torch.float16)]
+)
+@pytest.mark.parametrize("layout", INT4, ids=lambda layout: layout.name)
+def test_pairs_give_the_same_bits(
+    layout: Format, page_tokens: int | None, dtype: torch.dtype
+) -> None:
+    same_steps(layout, page_tokens, "cpu", pairs(layout), dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("page_tokens", [None, 64])
+@pytest.mark.parametrize("layout", INT4, ids=lambda layout: layout.name)
+def test_pairs_give_the_same_bits_on_a_gpu(
+    layout: Format, page_tokens: int | None, dtype: torch.dtype
+) -> None:
+    same_steps(layout, page_tokens, "cuda", pairs(layout), dtype)
 
 
 @pytest.mark.gpu
@@ -164,6 +202,48 @@ def test_bad_input_is_refused() -> None:
         append(cache, x.float(), x.float())
     with pytest.raises(KernelInputError, match="new_lengths"):
         append(cache, x, x, new_lengths=torch.tensor([21], dtype=torch.int32))
+    pair, both = empty(caches.int8_per_token(), None, batch=2), x.expand(2, -1, -1, -1)
+    with pytest.raises(KernelInputError, match="new_lengths must be contiguous"):
+        append(pair, both, both, new_lengths=torch.tensor([3], dtype=torch.int32).expand(2))
     cache.lengths.fill_(250)
     with pytest.raises(KernelInputError, match="capacity"):
         append(cache, x, x)
+
+
+def pairs_job(layout: Format, *, arch: int, warps: int) -> Job:
+    axes = {"k": "shn", "ks": "shg", "v": "shn", "vs": "shg", "k_in": "bth", "v_in": "bth"}
+    strides = [f"{name}_stride_{axis}" for name, letters in axes.items() for axis in letters]
+    packed = ["k", "v", "k_codes", "v_codes"]
+    kivi = layout.group_tokens is not None
+    if kivi:
+        strides += [f"r_stride_{axis}" for axis in "bhn"]
+        packed += ["residual_k", "residual_v"]
+    signature = {
+        **dict.fromkeys(packed, "*i32"),
+        **dict.fromkeys(["k_scale", "k_low", "v_scale", "v_low"], "*fp16"),
+        **dict.fromkeys(["lengths", "new_lengths", "page_table"], "*i32"),
+        **dict.fromkeys([*strides, "table_stride", "capacity_tokens"], "i32"),
+    }
+    kind = "group" if kivi else "token"
+    size = {"GROUP_TOKENS": layout.group_tokens} if kivi else {"BLOCK_N": 32}
+    return Job(
+        kernel=f"lcprof_kernels.append.triton_pairs:append_{kind}_pairs",
+        signature=signature,
+        constants={
+            **size, "HEAD_DIM": 128, "PAGE": 0, "GROUPS": layout.channel_groups(128),
+            "KIND": "bf16", "ASSEMBLY": True,
+        },
+        aligned=list(signature),
+        arch=arch,
+        num_warps=warps,
+    )  # fmt: skip
+
+
+def test_pairs_compile_without_spills() -> None:
+    """A group of keys has one lane to a pair of channels: 8 divisions a lane, not 32."""
+    cases = [(caches.int4_per_token(64), 4), (caches.int4_kivi(64, 64), 4),
+             (caches.int4_kivi(128, 128), 8)]  # fmt: skip
+    jobs = [pairs_job(layout, arch=arch, warps=w) for arch in (80, 90) for layout, w in cases]
+    for job, found in zip(jobs, compile_elsewhere(jobs), strict=True):
+        assert found.faults() == [], job
+        assert found.registers <= 128, job

@@ -1,18 +1,28 @@
 from __future__ import annotations
 
+import csv
 import io
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from lcprof_kernels.bench.__main__ import COLUMNS, describe, main, run_case, show
+from lcprof_kernels.bench.__main__ import (
+    COLUMNS,
+    describe,
+    main,
+    run_case,
+    show,
+    unmeasured_first,
+)
 from lcprof_kernels.bench.case import CASES, Case, cases_of
 from lcprof_kernels.bench.ceilings import Ceilings
 from lcprof_kernels.decode import decode_attention
 from lcprof_kernels.decode.cases import decode_case
 
+REPORTS = Path(__file__).parents[2] / "reports" / "kernels-h200"
 ASKED = {
     "op", "impl", "dtype", "kv_dtype", "batch", "q_heads", "kv_heads", "head_dim", "query_tokens",
     "context_tokens", "window_tokens", "page_tokens", "causal", "median_s", "p20_s", "p80_s",
@@ -39,6 +49,26 @@ def test_every_operation_lists_its_cases(op: str, quick: bool) -> None:
 def test_columns() -> None:
     assert set(COLUMNS) >= ASKED
     assert len(set(COLUMNS)) == len(COLUMNS)
+
+
+def test_cases_without_a_timing_come_first(tmp_path: Path) -> None:
+    """Of a table without KIVI: the shapes it holds come last, every KIVI shape before them."""
+    table = tmp_path / "timed.csv"
+    lines = (REPORTS / "quantised_decode.csv").read_text().splitlines(keepends=True)
+    table.write_text("".join(line for line in lines if "kivi" not in line))
+    cases = cases_of("quantised_decode", quick=False)
+    ordered = unmeasured_first(cases, [table])
+    with table.open(newline="") as file:
+        timed = len(
+            {tuple(row[name] for name in describe(cases[0])) for row in csv.DictReader(file)}
+        )
+    assert 0 < timed < len(cases)
+    assert all("kivi" not in case.variant for case in ordered[-timed:])
+    assert any("kivi" in case.variant for case in ordered[:-timed])
+    assert sorted(case.title for case in ordered) == sorted(case.title for case in cases)
+    failed = tmp_path / "failed.csv"
+    failed.write_text(table.read_text().replace(",ok,", ",wrong result,"))
+    assert unmeasured_first(cases, [failed]) == cases
 
 
 def refuse(_: Any) -> torch.Tensor:

@@ -85,7 +85,7 @@ def test_binaries_for_ampere_and_hopper() -> None:
                 "outs_ptr": "*fp32", "lses_ptr": "*fp32", "out_ptr": "*bf16", "lse_ptr": "*fp32",
                 "parts": "i32", "rows": "i32",
             },
-            constants={"DIM": 512, "BLOCK_D": 512, "BLOCK_P": 8},
+            constants={"DIM": 512, "BLOCK_D": 512, "BLOCK_P": 8, "PDL": arch >= 90},
             aligned=("outs_ptr", "out_ptr"),
             arch=arch,
         )

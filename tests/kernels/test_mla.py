@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from lcprof_kernels.budget import tolerance
 from lcprof_kernels.errors import KernelInputError
 from lcprof_kernels.mla import mla_decode, mla_prefill, pack_fp8, unpack_fp8
-from lcprof_kernels.mla.api import DEFAULT_SCALE, parts_of
+from lcprof_kernels.mla.api import DEFAULT_SCALE, mla_decode_with, parts_of
+from lcprof_kernels.mla.choices import others
 from lcprof_kernels.mla.inputs import MlaInputs, mla_inputs
 from lcprof_kernels.mla.launch import Tile, choose_splits, launch, tile_for
 from lcprof_kernels.mla.reference import mla_reference
@@ -69,6 +72,7 @@ def test_heads_and_query_tokens(q_heads: int, query_tokens: int) -> None:
         Tile(rows=64, tokens=64, num_warps=8, num_stages=2, apart=True, boxes=True),
         Tile(rows=32, tokens=64, num_warps=8, num_stages=2, columns=True),
         Tile(rows=32, tokens=64, num_warps=8, num_stages=2, apart=True, columns=True),
+        Tile(rows=32, tokens=64, num_warps=8, num_stages=2, apart=True, columns=True, boxes=True),
     ],
 )
 def test_every_way_of_the_kernel_with_many_splits(tile: Tile) -> None:
@@ -104,6 +108,45 @@ def test_every_way_of_the_kernel_with_many_splits(tile: Tile) -> None:
     )
     assert budget.accepts(out), budget.explain(out)
     torch.testing.assert_close(lse.double(), expected_lse, atol=1e-4, rtol=1e-5)
+
+
+def test_fp8_codes_read_as_words_give_the_same_result() -> None:
+    inputs = mla_inputs(batch=2, q_heads=16, context_tokens=70, lengths=[70, 33], fp8=True)
+    arguments = {"lengths": inputs.lengths, "page_table": None, "scale": DEFAULT_SCALE}
+    tile = Tile(rows=16, tokens=32, num_warps=4, num_stages=2)
+    bytes_out, words_out = (
+        mla_decode_with(replace(tile, words=words), inputs.q, inputs.cache, **arguments)[0]
+        for words in (False, True)
+    )
+    assert torch.equal(bytes_out, words_out)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("page_tokens", [None, 64])
+@pytest.mark.parametrize(("q_heads", "fp8"), [(16, False), (32, False), (16, True), (32, True)])
+def test_every_tile_worth_timing_on_a_gpu(q_heads: int, fp8: bool, page_tokens: int | None) -> None:
+    inputs = mla_inputs(
+        batch=3,
+        q_heads=q_heads,
+        context_tokens=4160,
+        page_tokens=page_tokens,
+        lengths=[4160, 1, 777],
+        fp8=fp8,
+        device="cuda",
+    )
+    arguments = {
+        "lengths": inputs.lengths,
+        "page_table": inputs.page_table,
+        "scale": DEFAULT_SCALE,
+    }
+    budget = tolerance(
+        lambda: mla_reference(inputs.q, inputs.cache, **arguments)[0],
+        lambda: mla_reference(inputs.q, inputs.cache, **arguments, low_precision=True)[0],
+    )
+    capability = torch.cuda.get_device_capability()
+    for tile in others(capability, q_heads, fp8=fp8, paged=page_tokens is not None):
+        out, _ = mla_decode_with(tile, inputs.q, inputs.cache, **arguments)
+        assert budget.accepts(out), f"{tile}: {budget.explain(out)}"
 
 
 def test_a_sequence_without_tokens_gives_zero_and_no_mass() -> None:
@@ -233,8 +276,8 @@ def test_splits_fill_the_card_and_no_more() -> None:
     assert choose_splits(cells=1, tiles=1, slots=132) == 1
 
 
-def job(arch: tuple[int, int], rows: int, page: int, fp8: bool) -> Job:
-    tile = tile_for(arch, rows, fp8=fp8, paged=page > 0)
+def job(arch: tuple[int, int], rows: int, page: int, fp8: bool, tile: Tile | None = None) -> Job:
+    tile = tile or tile_for(arch, rows, fp8=fp8, paged=page > 0)
     boxes = tile.boxes and not fp8 and page % tile.tokens == 0
     kinds = {
         f"{name}_boxes": f"tensordesc<bf16[{tile.tokens}, {width}]>"
@@ -273,6 +316,8 @@ def job(arch: tuple[int, int], rows: int, page: int, fp8: bool) -> Job:
             "APART": tile.apart,
             "BOXES": boxes,
             "COLUMNS": tile.columns,
+            "PDL": tile.hidden_merge,
+            "WORDS": tile.words,
             **({} if boxes else {"latent_boxes": None, "rope_boxes": None}),
         },
         aligned=(*pointers, *strides),
@@ -303,3 +348,17 @@ def test_binaries_for_ampere_and_hopper() -> None:
             boxes = tile.boxes and not fp8 and page % tile.tokens == 0
             whole = 36 + 4 * (4 if tile.columns else 1)
             assert resources.instructions.get("HGMMA") == whole + (37 if boxes else 0), words
+
+
+def test_columns_with_boxes_compile_without_spills() -> None:
+    """As many products as without descriptors in each of the two loops, and no copies by lanes."""
+    tile = Tile(
+        rows=32, tokens=64, num_warps=8, num_stages=2, apart=True, columns=True, boxes=True,
+        hidden_merge=True,
+    )  # fmt: skip
+    for page, found in zip((0, 64), compile_elsewhere(
+        [job((9, 0), 32, page, False, tile) for page in (0, 64)]
+    ), strict=True):  # fmt: skip
+        assert found.faults() == [], page
+        assert found.instructions.get("LDGSTS", 0) == 0, page
+        assert found.instructions["HGMMA"] >= 36 + 4 * 4, page

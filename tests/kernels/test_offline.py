@@ -28,6 +28,7 @@ def resources(**changes: object) -> Resources:
         ({"num_warps": 1}, 32),  # the most blocks a multiprocessor holds
         ({"registers": 255}, 2),  # 65,536 / (256 x 128)
         ({"registers": 168}, 3),
+        ({"registers": 187, "num_warps": 1}, 8),  # two warps of 6,144 registers to a scheduler
         ({"shared_bytes": 100 * 1024}, 2),  # 228 KiB / 101 KiB
         ({"shared_bytes": 100 * 1024, "arch": 80}, 1),  # 164 KiB / 101 KiB
     ],

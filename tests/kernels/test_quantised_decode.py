@@ -13,7 +13,14 @@ from lcprof_kernels.errors import KernelInputError
 from lcprof_kernels.offline import Job, compile_elsewhere
 from lcprof_kernels.quantised_decode import quantised_decode
 from lcprof_kernels.quantised_decode.inputs import make_quantised_decode_inputs
-from lcprof_kernels.quantised_decode.launch import choose_splits, choose_tuning, most_rows
+from lcprof_kernels.quantised_decode.launch import (
+    TUNINGS,
+    Tuning,
+    choose_splits,
+    choose_tuning,
+    most_rows,
+    quantised_decode_triton,
+)
 from lcprof_kernels.quantised_decode.reference import (
     dequantise,
     quantised_decode_naive,
@@ -185,6 +192,90 @@ def test_bad_input_is_refused() -> None:
             )
 
 
+NARROW = Tuning(
+    rows=8, block_n=32, stages=2, warps=1, blocks_per_sm=4, dense_rows=True, late_scales=True
+)
+
+
+@pytest.mark.parametrize("page_tokens", [None, 64])
+@pytest.mark.parametrize(
+    "layout", [FORMATS[1], FORMATS[3], FORMATS[5]], ids=lambda layout: layout.name
+)
+def test_every_way_of_the_kernel(layout: Format, page_tokens: int | None) -> None:
+    """Row distance compiled in, scales late, and 16 query rows in two blocks of 8."""
+    inputs = make_quantised_decode_inputs(
+        layout,
+        lengths=[150, 3],
+        q_heads=4,
+        kv_heads=1,
+        head_dim=64,
+        query_tokens=3,
+        page_tokens=page_tokens,
+    )
+    cache = inputs.cache
+    budget = tolerance(
+        lambda: quantised_decode_reference(inputs.q, cache, 0.125)[0],
+        lambda: quantised_decode_naive(inputs.q, cache, 0.125)[0],
+    )
+    out, lse = quantised_decode_triton(inputs.q, cache, 0.125, cache.capacity_tokens, NARROW)
+    assert budget.accepts(out), budget.explain(out)
+    oracle = quantised_decode_reference(inputs.q, cache, 0.125)[1]
+    torch.testing.assert_close(lse.double(), oracle, atol=8e-3, rtol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("page_tokens", [None, 64])
+@pytest.mark.parametrize(
+    "layout", [FORMATS[1], FORMATS[2], FORMATS[3], FORMATS[5]], ids=lambda layout: layout.name
+)
+def test_every_way_of_the_kernel_on_a_gpu(layout: Format, page_tokens: int | None) -> None:
+    """Ragged lengths, and 16 query rows in two blocks of 8."""
+    narrow = layout.code == "int4"
+    tuning = Tuning(
+        rows=8,
+        block_n=64,
+        stages=3,
+        warps=1 if narrow else 2,
+        blocks_per_sm=8 if narrow else 6,
+        dense_rows=True,
+        late_scales=narrow,
+    )
+    inputs = make_quantised_decode_inputs(
+        layout,
+        lengths=[4097, 1000, 0, 1],
+        q_heads=8,
+        kv_heads=2,
+        head_dim=128,
+        query_tokens=3,
+        page_tokens=page_tokens,
+        device="cuda",
+        impl="triton",
+    )
+    cache = inputs.cache
+    budget = tolerance(
+        lambda: quantised_decode_reference(inputs.q, cache, 0.1)[0],
+        lambda: quantised_decode_naive(inputs.q, cache, 0.1)[0],
+    )
+    out, _ = quantised_decode_triton(inputs.q, cache, 0.1, cache.capacity_tokens, tuning)
+    assert budget.accepts(out), budget.explain(out)
+
+
+def test_a_block_that_cuts_pages_or_groups_is_refused() -> None:
+    wide = dataclasses.replace(NARROW, block_n=128)
+    for layout, page_tokens in ((caches.int8_per_token(), 64), (caches.int4_kivi(64, 64), None)):
+        inputs = make_quantised_decode_inputs(
+            layout, lengths=[130], q_heads=2, kv_heads=1, head_dim=64, page_tokens=page_tokens
+        )
+        with pytest.raises(KernelInputError, match="no whole number of blocks of 128"):
+            quantised_decode_triton(inputs.q, inputs.cache, 0.125, 128, wide)
+
+
+def test_measured_blocks_fit_every_page_and_group() -> None:
+    for (name, _, _, paged), tuning in TUNINGS.items():
+        assert not paged or 64 % tuning.block_n == 0, name
+        assert "kivi" not in name or int(name.rpartition("-")[2]) % tuning.block_n == 0, name
+
+
 @pytest.mark.parametrize("cells", [1, 8, 100, 5000])
 @pytest.mark.parametrize("tiles", [1, 7, 4096])
 def test_splits_cover_all_tiles(cells: int, tiles: int) -> None:
@@ -194,8 +285,16 @@ def test_splits_cover_all_tiles(cells: int, tiles: int) -> None:
     assert (splits - 1) * split_tiles < tiles <= splits * split_tiles
 
 
-def job(layout: Format, *, arch: int, rows: int, page: int = 0, head_dim: int = 128) -> Job:
-    tuning = choose_tuning(layout, head_dim, rows)
+def job(
+    layout: Format,
+    *,
+    arch: int,
+    rows: int,
+    page: int = 0,
+    head_dim: int = 128,
+    tuning: Tuning | None = None,
+) -> Job:
+    tuning = tuning or choose_tuning(layout, head_dim, rows, paged=page > 0, hopper=arch >= 90)
     groups = layout.channel_groups(head_dim)
     scale = "*fp32" if layout.keys == "tensor" else "*fp16"
     strides = [
@@ -213,6 +312,7 @@ def job(layout: Format, *, arch: int, rows: int, page: int = 0, head_dim: int = 
         **dict.fromkeys(["table_stride", "kv_heads", "splits", "split_tiles"], "i32"),
         "scale_log2": "fp32",
     }
+    row_words = layout.codes_per_token(head_dim) // (1 if layout.code == "int4" else 2)
     pointers = [name for name, kind in signature.items() if kind.startswith("*")]
     return Job(
         kernel="lcprof_kernels.quantised_decode.triton:quantised_decode_split",
@@ -220,8 +320,8 @@ def job(layout: Format, *, arch: int, rows: int, page: int = 0, head_dim: int = 
         constants={
             "GROUP": rows,
             "QUERY_TOKENS": 1,
-            "ROWS": rows,
-            "ROW_TILES": 1,
+            "ROWS": tuning.rows,
+            "ROW_TILES": -(-rows // tuning.rows),
             "HEAD_DIM": head_dim,
             "BLOCK_N": tuning.block_n,
             "STAGES": tuning.stages,
@@ -235,11 +335,15 @@ def job(layout: Format, *, arch: int, rows: int, page: int = 0, head_dim: int = 
             "ASSEMBLY": True,
             "NATIVE": arch >= 89,
             "PDL": arch >= 90,
+            "K_ROW": row_words if tuning.dense_rows else 0,
+            "V_ROW": row_words if tuning.dense_rows else 0,
+            "LATE": tuning.late_scales,
         },
         aligned=[*pointers, *strides],
         arch=arch,
         num_warps=tuning.warps,
         num_stages=tuning.stages,
+        options={"maxnreg": tuning.registers} if tuning.registers else {},
     )
 
 
@@ -251,6 +355,27 @@ def test_compiles_without_spills_or_conversions() -> None:
         assert found.matrix_instructions >= 32, layout.name
         assert found.instructions.get("I2F", 0) <= 4, layout.name
         assert found.instructions.get("LDGSTS", 0) >= 8, layout.name
+
+
+def test_other_ways_compile_without_spills_and_leave_room() -> None:
+    """Paged blocks of 8-bit codes are as many as contiguous ones."""
+    late = Tuning(
+        rows=8, block_n=64, stages=3, warps=1, blocks_per_sm=8, dense_rows=True, late_scales=True
+    )
+    dense = Tuning(rows=8, block_n=64, stages=3, warps=2, blocks_per_sm=6, dense_rows=True)
+    cases = [
+        (FORMATS[3], 90, late, 64),
+        (FORMATS[3], 80, late, 0),
+        (FORMATS[5], 90, late, 64),
+        (FORMATS[2], 90, dense, 64),
+        (FORMATS[1], 90, dense, 64),
+        (FORMATS[2], 80, dense, 64),
+    ]
+    jobs = [job(layout, arch=arch, rows=8, page=p, tuning=t) for layout, arch, t, p in cases]
+    for (layout, arch, tuning, _), found in zip(cases, compile_elsewhere(jobs), strict=True):
+        assert found.faults() == [], (layout.name, arch)
+        if arch == 90:
+            assert found.blocks_per_sm >= tuning.blocks_per_sm, layout.name
 
 
 def test_most_rows_are_a_power_of_two() -> None:

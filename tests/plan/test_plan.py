@@ -15,7 +15,7 @@ from lcprof.domain.kv import parse_kv
 from lcprof.domain.model import ModelShape
 from lcprof.domain.workload import Workload
 from lcprof.plan.explain import explain
-from lcprof.plan.row import Row, case_columns, plan_case, plan_cases
+from lcprof.plan.row import Row, case_columns, plan_case, plan_cases, time_columns
 from lcprof.plan.sweep import sweep
 from lcprof.plan.tries import fewest_gpus, tries
 
@@ -42,6 +42,7 @@ CASES = {
     "fits": case(LLAMA_8B, on(H100), 131_072.0),
     "kv": case(LLAMA_8B, on(H200), 1_048_576.0),
     "weights": case(deepseek_v3(), on(H100), 8192.0),
+    "ring": case(LLAMA_8B, on(H200, tp=2, cp=4), 131_072.0),
     "hybrid": case(hybrid(), on(H100, pp=2), 262_144.0, concurrency=7.0, output=100.0),
     "offload": case(LLAMA_8B, on(H100), 524_288.0, kv="fp8+offload:fraction=50%"),
     "h2o": case(LLAMA_8B, on(H200), 524_288.0, kv="h2o:budget=20%", concurrency=2.0),
@@ -199,3 +200,18 @@ def test_a_sweep_is_the_same_rows() -> None:
                                 assert found[name] == "" or np.isnan(found[name])
                             else:
                                 assert found[name] == value, name
+
+
+def test_a_sweep_without_times_has_the_other_columns() -> None:
+    asked = {
+        "models": [LLAMA_8B],
+        "deployments": [on(H100)],
+        "kv": ["bf16"],
+        "context_tokens": [4096.0, 1e6],
+        "concurrency": [1.0],
+    }
+    whole, sized = sweep(**asked), sweep(**asked, with_times=False)
+    left_out = {"no_times", *time_columns(None)}
+    assert list(sized) == [name for name in whole if name not in left_out]
+    for name in sized:
+        assert sized[name].equals(whole[name]), name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 import pytest
@@ -51,7 +52,7 @@ def test_a_plan_that_does_not_fit_says_by_how_much_and_why() -> None:
     assert verdict.startswith("Does not fit: needs 155 GB of 136 GB per GPU")
     assert verdict.endswith("KV cache is what breaks it")
     assert "| limit 136 GB" in text
-    assert "fewest GPUs                    2 x h200-sxm (tp 2)" in text
+    assert re.search(r"fewest GPUs +2 x h200-sxm \(tp 2\)", text)
     assert "  --kv fp8 " in text
 
 
@@ -65,7 +66,7 @@ def test_a_plan_that_fits_says_what_is_left_and_what_breaks_first() -> None:
 def test_weights_alone_can_break_a_plan() -> None:
     text = page(plan(model="llama-3.1-70b", context="4K"))
     assert "weights are what breaks it" in text.splitlines()[0]
-    assert "longest context at 1 sequence  -" in text
+    assert re.search(r"longest context at 1 sequence +-", text)
 
 
 def test_times_stand_beside_their_floors_and_say_what_they_rest_on() -> None:

@@ -243,7 +243,12 @@ def test_price_and_power_limit_are_the_deployments() -> None:
     assert [d.power_limit_w for d in found] == [500.0, 500.0]
 
 
-def test_a_power_limit_above_the_tdp_is_refused() -> None:
-    found = fault(power_limit="800 W")
-    assert (found.key, found.given) == ("power_limit", "800 W")
-    assert "at most 700 W" in found.expected
+@pytest.mark.parametrize("given", ["800 W", "50 W"])
+def test_a_power_limit_that_no_board_can_be_held_to_is_refused(given: str) -> None:
+    found = fault(power_limit=given)
+    assert (found.key, found.given) == ("power_limit", given)
+    assert "from 175 to 700 W" in found.expected
+
+
+def test_a_power_limit_of_a_gpu_without_a_tdp_is_refused() -> None:
+    assert "no limit" in fault(gpu="tpu-v5e", power_limit="100 W").expected

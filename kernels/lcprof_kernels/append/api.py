@@ -57,6 +57,7 @@ def append(
         new_lengths = torch.full_like(cache.lengths, k.shape[1])
     check_shape("new_lengths", new_lengths, (cache.batch,), "[batch]")
     check_dtype("new_lengths", new_lengths, [torch.int32])
+    require(new_lengths.is_contiguous(), "new_lengths must be contiguous")
     check_same_device(cache=cache.lengths, k=k, v=v, new_lengths=new_lengths)
     if device.type == "cpu":
         require(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lcprof_kernels.bench.case import Case
+from lcprof_kernels.bench.case import Case, Choices
 from lcprof_kernels.budget import errors
 from lcprof_kernels.caches import (
     CompressedCache,
@@ -19,8 +19,10 @@ from lcprof_kernels.caches import (
     int8_per_token,
 )
 
+from . import choices as launch_choices
 from .api import append
 from .inputs import draw
+from .launch import Tuning, append_triton, choose_tuning
 from .reference import append_eager
 
 FORMATS = (
@@ -53,12 +55,23 @@ def run(prepared: Prepared) -> torch.Tensor:
     return prepared.cache.keys.codes
 
 
+def run_with(prepared: Prepared, tuning: Tuning) -> torch.Tensor:
+    """What `run` launches, by another record."""
+    prepared.cache.lengths.fill_(prepared.held_tokens)
+    append_triton(prepared.cache, prepared.k, prepared.v, prepared.new_lengths, tuning)
+    return prepared.cache.keys.codes
+
+
 def check(prepared: Prepared, codes: torch.Tensor) -> tuple[float, float]:
-    """Codes of the first tokens against the eager reference: they must be the same."""
+    """Codes, scales and lows of the first tokens against the eager reference: equal bit for bit.
+
+    Every tensor of the cache is emptied, so that the next result is not taken for this one.
+    """
     if prepared.held_tokens:
         return 0.0, 0.0
-    count = min(CHECKED_TOKENS, prepared.k.shape[1])
     cache = prepared.cache
+    count = min(CHECKED_TOKENS, prepared.k.shape[1])
+    count -= count % (cache.format.group_tokens or 1)
     small = empty_cache(
         cache.format,
         batch=1,
@@ -69,18 +82,37 @@ def check(prepared: Prepared, codes: torch.Tensor) -> tuple[float, float]:
     )
     if cache.format.keys == "tensor":
         small.keys.scale.copy_(cache.keys.scale)
+        small.values.scale.copy_(cache.values.scale)
     append_eager(
         small, prepared.k[:1, :count], prepared.v[:1, :count], torch.full_like(small.lengths, count)
     )
-    raw = torch.uint8
-    want = small.keys.codes.view(raw)[0].float()
-    page = cache.page_table
-    if page is None or cache.page_tokens is None:
-        have = codes.view(raw)[0, :, :count].float()
-    else:
-        pages = codes.view(raw)[page[0, : -(-count // cache.page_tokens)].long()]
-        have = torch.cat(list(pages), 1)[:, :count].float()
-    return errors(want, have)[0], 0.0
+    wrong = 0.0
+    for have, want, scaling in (
+        (cache.keys, small.keys, cache.format.keys),
+        (cache.values, small.values, cache.format.values),
+    ):
+        for name in ("codes", "scale", "low"):
+            found, expected = getattr(have, name), getattr(want, name)
+            if expected is None or (name == "scale" and scaling == "tensor"):
+                continue
+            found, expected = found.view(torch.uint8), expected.view(torch.uint8)[0]
+            axis = 2 if name != "codes" and scaling == "token" else 1
+            first = first_tokens(cache, found, expected.shape, axis)
+            wrong = max(wrong, errors(expected.float(), first.float())[0])
+            found.zero_()
+    return wrong, 0.0
+
+
+def first_tokens(
+    cache: CompressedCache, tensor: torch.Tensor, shape: torch.Size, axis: int
+) -> torch.Tensor:
+    """The start of the first sequence in one tensor of a cache, whose tokens run along `axis`."""
+    table = cache.page_table
+    part = tensor[0]
+    if table is not None:
+        needed = -(-shape[axis] // part.shape[axis])
+        part = torch.cat(list(tensor[table[0, :needed].long()]), axis)
+    return part[tuple(slice(0, size) for size in shape)]
 
 
 def append_case(
@@ -130,6 +162,14 @@ def append_case(
             held_tokens=held_tokens,
         )
 
+    def choices(_: torch.device) -> Choices:
+        return Choices(
+            place=launch_choices.place(layout, head_dim, new_tokens),
+            present=choose_tuning(layout, head_dim, new_tokens),
+            others=launch_choices.others(layout, head_dim, new_tokens),
+            run=run_with,
+        )
+
     return Case(
         op="append",
         variant=f"{layout.name}{' decode' if held_tokens else ' prefill'}",
@@ -147,6 +187,7 @@ def append_case(
         make_inputs=make_inputs,
         implementations={"triton": run},
         check=check,
+        choices=choices,
     )
 
 

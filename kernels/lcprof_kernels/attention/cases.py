@@ -9,13 +9,15 @@ from typing import Any
 
 import torch
 
-from lcprof_kernels.bench.case import Case
+from lcprof_kernels.bench.case import Case, Choices
 from lcprof_kernels.budget import Budget, tolerance
 
 from .api import attention
 from .inputs import Inputs, make_inputs
-from .problem import check_problem
+from .launch import architecture_of, run_backward, run_forward
+from .problem import Problem, check_problem
 from .reference import naive, reference
+from .tiles import BACKWARD_KEYS, BACKWARD_QUERIES, BackwardTiles, other_backward_tiles
 
 SAMPLE_TOKENS = 64
 """Query tokens at the end that a result is checked on. Of a causal pass they, and no others, see
@@ -69,6 +71,37 @@ class Prepared:
         return first + [gradient[:, :, -SAMPLE_TOKENS:] for gradient in results[1:]]
 
     @cached_property
+    def forward(self) -> tuple[Problem, torch.Tensor, torch.Tensor]:
+        """The problem, its output and log-sum-exp, once."""
+        problem = self._problem([self.inputs.q, self.inputs.k, self.inputs.v])
+        return problem, *run_forward(problem)
+
+    def run_backward_with(self, tiles: BackwardTiles) -> tuple[torch.Tensor, ...]:
+        """The gradients by our kernels with given tiles."""
+        problem, out, lse = self.forward
+        return run_backward(
+            problem,
+            out,
+            lse,
+            self.inputs.d_out,
+            None,
+            keys_tile=tiles.keys,
+            queries_tile=tiles.queries,
+        )
+
+    def _problem(self, tensors: Sequence[torch.Tensor]) -> Problem:
+        return check_problem(
+            *tensors,
+            causal=True,
+            window_tokens=self.window_tokens,
+            sink_tokens=self.sink_tokens,
+            scale=None,
+            cu_query_tokens=None,
+            cu_context_tokens=None,
+            **{"q_scale": 1.0, "k_scale": 1.0, "v_scale": 1.0} | self.scales,
+        )
+
+    @cached_property
     def budgets(self) -> list[Budget]:
         """The oracle of each checked part, and the error it allows."""
         exact, low = self._tail(low_precision=False), self._tail(low_precision=True)
@@ -84,16 +117,7 @@ class Prepared:
         if self.backward:
             kind = inputs.q.dtype if low_precision else torch.float32
             tensors = [tensor.detach().to(kind).requires_grad_() for tensor in tensors]
-        problem = check_problem(
-            *tensors,
-            causal=True,
-            window_tokens=self.window_tokens,
-            sink_tokens=self.sink_tokens,
-            scale=None,
-            cu_query_tokens=None,
-            cu_context_tokens=None,
-            **{"q_scale": 1.0, "k_scale": 1.0, "v_scale": 1.0} | self.scales,
-        )
+        problem = self._problem(tensors)
         if not low_precision:
             out, _ = reference(problem)
         elif problem.fp8:
@@ -164,6 +188,16 @@ def attention_case(
     def by(impl: str) -> Callable[[Prepared], tuple[torch.Tensor, ...]]:
         return lambda prepared: prepared.run(impl)
 
+    def choices(device: torch.device) -> Choices:
+        key = architecture_of(device), head_dim
+        present = BackwardTiles(keys=BACKWARD_KEYS[key], queries=BACKWARD_QUERIES[key])
+        return Choices(
+            place=f"attention.tiles.BACKWARD_KEYS[{key!r}], BACKWARD_QUERIES[{key!r}]",
+            present=present,
+            others=other_backward_tiles(present),
+            run=Prepared.run_backward_with,
+        )
+
     impls = ["triton"]
     if window_tokens is None and not fp8:
         impls += ["flash"] if head_dim == value_dim else []
@@ -193,6 +227,7 @@ def attention_case(
         make_inputs=make,
         implementations={impl: by(impl) for impl in impls},
         check=check,
+        choices=choices if backward and head_dim == 256 else None,
     )
 
 

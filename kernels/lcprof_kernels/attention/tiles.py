@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,3 +100,22 @@ BACKWARD_QUERIES = {
     (90, 256): _tile(64, 32, 8, 3),
 }
 """dQ, timed like BACKWARD_KEYS."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackwardTiles:
+    """The tiles of both kernels of a backward pass."""
+
+    keys: Tile
+    queries: Tile
+
+
+def other_backward_tiles(present: BackwardTiles) -> tuple[BackwardTiles, ...]:
+    """Tiles of head dimension 256 worth timing: those that compile for sm_90 without spills."""
+    others = [
+        replace(present, keys=_tile(32, 64, 8, 3)),
+        replace(present, keys=_tile(64, 32, 8, 2)),
+        replace(present, keys=_tile(16, 64, 8, 3)),
+        replace(present, queries=_tile(64, 32, 8, 2)),
+    ]
+    return tuple(record for record in others if record != present)

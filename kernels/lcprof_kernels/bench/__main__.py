@@ -3,7 +3,9 @@
     python -m lcprof_kernels.bench [--op decode] [--out timings.csv] [--quick] [--budget-s 300]
 
 Every result is checked before it is timed. Rows are written as they are measured, so an
-interrupted run keeps what it has; a point that cannot run is a row with a reason.
+interrupted run keeps what it has; a point that cannot run is a row with a reason. With
+`--measured FILE` the cases that FILE holds no timing of come first, so that a budget that ends a
+run early never leaves the same cases out again.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import gc
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -42,6 +44,24 @@ def describe(case: Case) -> dict[str, object]:
         "flops",
     )  # fmt: skip
     return {name: getattr(case, name) for name in named}
+
+
+def shape_of(row: Mapping[str, object]) -> tuple[str, ...]:
+    """What tells one case from another in a CSV's row, or in what `describe` says."""
+    named = (
+        "op", "variant", "kv_dtype", "batch", "q_heads", "kv_heads", "head_dim", "query_tokens",
+        "context_tokens", "window_tokens", "page_tokens",
+    )  # fmt: skip
+    return tuple("" if row[name] is None else str(row[name]) for name in named)
+
+
+def unmeasured_first(cases: Sequence[Case], files: Sequence[Path]) -> list[Case]:
+    """The cases in their order, but those without a timing in any of the CSV files first."""
+    known = set()
+    for path in files:
+        with path.open(newline="") as file:
+            known |= {shape_of(row) for row in csv.DictReader(file) if row["status"] == "ok"}
+    return sorted(cases, key=lambda case: shape_of(describe(case)) in known)
 
 
 def first_line(error: BaseException) -> str:
@@ -124,6 +144,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--op", action="append", choices=sorted(CASES), help="may be repeated")
     parser.add_argument("--match", default="", help="only cases whose title holds this text")
     parser.add_argument("--out", type=Path, help="CSV file, one row a timing")
+    parser.add_argument(
+        "--measured", type=Path, action="append", default=[], help="CSV of earlier timings"
+    )
     parser.add_argument("--quick", action="store_true", help="a few shapes and fewer rounds")
     parser.add_argument("--budget-s", type=float, default=600.0, help="start no case after this")
     parser.add_argument("--commit", default=None, help="recorded in each row")
@@ -137,6 +160,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("lcprof_kernels.bench: no CUDA GPU here", file=sys.stderr)
         return 2
+    listed = [c for op in options.op or CASES for c in cases_of(op, quick=options.quick)]
+    cases = unmeasured_first(
+        [case for case in listed if options.match in case.title], options.measured
+    )
     device = torch.device("cuda", torch.cuda.current_device())
     properties = torch.cuda.get_device_properties(device)
     nvml, flush = Nvml(device), Flush(device, properties.L2_cache_size)
@@ -160,25 +187,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         writer.writeheader()
     wrong = 0
     try:
-        for op in options.op or list(CASES):
-            for case in cases_of(op, quick=options.quick):
-                if options.match not in case.title:
-                    continue
-                if time.perf_counter() - begun > options.budget_s:
-                    print(f"the budget of {options.budget_s:g} s is spent")
-                    return 1 if wrong else 0
-                limit_s = 0.1 if options.quick else 0.25
-                try:
-                    rows = run_case(case, device, flush=flush, nvml=nvml, limit_s=limit_s)
-                except torch.cuda.OutOfMemoryError as reason:
-                    rows = [{**describe(case), "impl": "all", "status": first_line(reason)}]
-                wrong += sum(row["status"] == "wrong result" for row in rows)
-                show(case, rows, ceilings, sys.stdout)
-                if writer is not None and file is not None:
-                    writer.writerows({**row, **common} for row in rows)
-                    file.flush()
-                gc.collect()
-                torch.cuda.empty_cache()
+        for case in cases:
+            if time.perf_counter() - begun > options.budget_s:
+                print(f"the budget of {options.budget_s:g} s is spent")
+                return 1 if wrong else 0
+            limit_s = 0.1 if options.quick else 0.25
+            try:
+                rows = run_case(case, device, flush=flush, nvml=nvml, limit_s=limit_s)
+            except torch.cuda.OutOfMemoryError as reason:
+                rows = [{**describe(case), "impl": "all", "status": first_line(reason)}]
+            wrong += sum(row["status"] == "wrong result" for row in rows)
+            show(case, rows, ceilings, sys.stdout)
+            if writer is not None and file is not None:
+                writer.writerows({**row, **common} for row in rows)
+                file.flush()
+            gc.collect()
+            torch.cuda.empty_cache()
     finally:
         if file is not None:
             file.close()

@@ -21,6 +21,20 @@ CASES: dict[str, str] = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What our kernel's launch may choose on one case: records of its own kind, equal by value.
+
+    `place` is where the launch takes the record from (a table and its key), `present` what it takes
+    now, `others` what is worth trying. `run(inputs, record)` is our implementation with a record.
+    """
+
+    place: str
+    present: Any
+    others: tuple[Any, ...]
+    run: Callable[[Any, Any], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Case:
     """One shape of one operation, and every implementation that is timed on it.
 
@@ -28,6 +42,7 @@ class Case:
     the whole operation and returns its result (for backward passes, the gradients). `check(inputs,
     result)` returns (error found, error allowed); a result over its allowance is not timed.
     `bytes` and `flops` are plain counts of what the operation must read and write and multiply.
+    `choices(device)` lists launch records for `bench.tune`, where the operation offers any.
     """
 
     op: str
@@ -48,6 +63,7 @@ class Case:
     make_inputs: Callable[[torch.device], Any]
     implementations: Mapping[str, Callable[[Any], Any]]
     check: Callable[[Any, Any], tuple[float, float]]
+    choices: Callable[[torch.device], Choices] | None = None
 
     @property
     def title(self) -> str:

@@ -59,9 +59,13 @@ def merge_partials(
 
 
 def launch_merge(
-    outs: torch.Tensor, lses: torch.Tensor, dtype: torch.dtype
+    outs: torch.Tensor, lses: torch.Tensor, dtype: torch.dtype, *, hidden: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`merge_partials` on arguments that are known to be right."""
+    """`merge_partials` on arguments that are known to be right.
+
+    A `hidden` launch overlaps the kernel before it, which must allow that (programmatic dependent
+    launch, compute capability 9.0).
+    """
     outs, lses = outs.contiguous(), lses.contiguous()
     parts, dim = outs.shape[0], outs.shape[-1]
     out = torch.empty(outs.shape[1:], dtype=dtype, device=outs.device)
@@ -80,6 +84,8 @@ def launch_merge(
         DIM=dim,
         BLOCK_D=block_d,
         BLOCK_P=min(triton.next_power_of_2(parts), max(1, 4096 // block_d)),
+        PDL=hidden,
         num_warps=4,
+        **({"launch_pdl": True} if hidden else {}),
     )
     return out, lse

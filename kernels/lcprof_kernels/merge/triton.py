@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_wait
 
 from lcprof_kernels.checks import interpreting
 
@@ -25,9 +26,14 @@ def narrow(x, kind: tl.constexpr):
 @triton.jit(do_not_specialize=["parts", "rows"])
 def merge_rows(
     outs_ptr, lses_ptr, out_ptr, lse_ptr, parts, rows,
-    DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr,
+    DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Grid (rows,). outs [parts, rows, DIM], lses [parts, rows], all dense."""
+    """Grid (rows,). outs [parts, rows, DIM], lses [parts, rows], all dense.
+
+    With PDL it was launched as the kernel before it began to end, and waits for what that wrote.
+    """
+    if PDL:
+        gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, BLOCK_D)
     top = tl.full([], float("-inf"), tl.float32)

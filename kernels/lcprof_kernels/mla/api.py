@@ -19,7 +19,7 @@ from lcprof_kernels.checks import (
 )
 
 from .fp8 import FP8_ROW_BYTES, LATENT, ROW
-from .launch import launch
+from .launch import Tile, launch
 from .reference import mla_reference
 
 DEFAULT_SCALE = (128 + 64) ** -0.5
@@ -73,6 +73,19 @@ def mla_decode(
         )
         return out.to(q.dtype), lse.float()
     check_triton_device(device)
+    return mla_decode_with(None, q, cache, lengths=lengths, page_table=page_table, scale=scale)
+
+
+def mla_decode_with(
+    tile: Tile | None,
+    q: torch.Tensor,
+    cache: torch.Tensor,
+    *,
+    lengths: torch.Tensor,
+    page_table: torch.Tensor | None,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Launch arguments that are known to be right, by a given tile or the one of `tile_for`."""
     context = cache.shape[1] if page_table is None else page_table.shape[1] * cache.shape[1]
     latent, rope, scales = parts_of(cache)
     unit = 16 // cache.element_size()
@@ -88,6 +101,7 @@ def mla_decode(
         page_tokens=cache.shape[1],
         context_tokens=context,
         scale=scale,
+        tile=tile,
     )
 
 

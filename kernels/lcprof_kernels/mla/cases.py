@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from lcprof_kernels.bench.case import Case
+from lcprof_kernels.bench.case import Case, Choices
 from lcprof_kernels.budget import tolerance
+from lcprof_kernels.device import capability_of
 
-from .api import DEFAULT_SCALE, mla_decode
+from . import choices as launch_choices
+from .api import DEFAULT_SCALE, mla_decode, mla_decode_with
 from .fp8 import FP8_ROW_BYTES, LATENT, ROW
 from .inputs import MlaInputs, mla_inputs
+from .launch import Tile, tile_for
 from .reference import mla_reference
 
 K = 1024
@@ -18,6 +21,13 @@ K = 1024
 def run(x: MlaInputs) -> torch.Tensor:
     """Our kernel."""
     return mla_decode(x.q, x.cache, lengths=x.lengths, page_table=x.page_table)[0]
+
+
+def run_with(x: MlaInputs, tile: Tile) -> torch.Tensor:
+    """What `run` launches, by another tile."""
+    return mla_decode_with(
+        tile, x.q, x.cache, lengths=x.lengths, page_table=x.page_table, scale=DEFAULT_SCALE
+    )[0]
 
 
 def check(x: MlaInputs, out: torch.Tensor) -> tuple[float, float]:
@@ -61,6 +71,16 @@ def mla_case(
             device=device,
         )
 
+    def choices(device: torch.device) -> Choices:
+        capability, kind = capability_of(device), {"fp8": fp8, "paged": page_tokens is not None}
+        own_rows = q_heads * query_tokens
+        return Choices(
+            place=launch_choices.place(own_rows, **kind),
+            present=tile_for(capability, own_rows, **kind),
+            others=launch_choices.others(capability, own_rows, **kind),
+            run=run_with,
+        )
+
     rows = batch * query_tokens * q_heads
     row_bytes = FP8_ROW_BYTES if fp8 else 2 * ROW
     return Case(
@@ -79,6 +99,7 @@ def mla_case(
         make_inputs=make_inputs,
         implementations={"triton": run},
         check=check,
+        choices=choices,
     )
 
 

@@ -24,7 +24,8 @@ CALM_TILES = 8
 class Tile:
     """One block's shape; `blocks_per_sm` is how many a multiprocessor holds.
 
-    `apart`, `boxes` and `columns` are ways of the kernel, which says what they do.
+    `apart`, `boxes`, `columns` and `words` are ways of the kernel, which says what they do.
+    `hidden_merge` launches the merge of the splits while their kernel still runs (sm_90).
     """
 
     rows: int
@@ -34,7 +35,14 @@ class Tile:
     apart: bool = False
     boxes: bool = False
     columns: bool = False
+    words: bool = False
+    hidden_merge: bool = False
     blocks_per_sm: int = 1
+
+
+TILES: dict[tuple[int, bool, bool], Tile] = {}
+"""What a run of `bench.tune` found faster on sm_90 than the rule of `tile_for`: by query rows (a
+power of two), whether the cache is fp8, and whether it is paged."""
 
 
 def tile_for(capability: tuple[int, int], rows: int, *, fp8: bool, paged: bool) -> Tile:
@@ -45,6 +53,9 @@ def tile_for(capability: tuple[int, int], rows: int, *, fp8: bool, paged: bool) 
     few rows as for many.
     """
     if capability >= (9, 0):
+        measured = TILES.get((triton.next_power_of_2(rows), fp8, paged))
+        if measured is not None:
+            return measured
         if rows > 32 or (fp8 and rows > 16):
             return Tile(rows=64, tokens=64, num_warps=8, num_stages=2, apart=True, boxes=True)
         if rows > 16:
@@ -128,6 +139,7 @@ def launch(
             latent, [all_tokens, LATENT], strides, [tile.tokens, LATENT]
         )
         rope_boxes = TensorDescriptor(rope, [all_tokens, ROPE], strides, [tile.tokens, ROPE])
+    hidden = tile.hidden_merge and splits > 1 and capability >= (9, 0)
     decode_tiles[(row_tiles, splits, batch)](
         q,
         latent,
@@ -161,6 +173,8 @@ def launch(
         BOXES=boxes,
         APART=tile.apart,
         COLUMNS=tile.columns,
+        PDL=hidden,
+        WORDS=tile.words,
         num_warps=tile.num_warps,
     )
-    return (outs[0], lses[0]) if splits == 1 else launch_merge(outs, lses, q.dtype)
+    return (outs[0], lses[0]) if splits == 1 else launch_merge(outs, lses, q.dtype, hidden=hidden)

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents
 
 from lcprof_kernels.merge.triton import INTERPRETED, narrow
+from lcprof_kernels.quantised_decode.unpack import unpack_fp8
 
 LATENT = tl.constexpr(512)
 ROPE = tl.constexpr(64)
@@ -69,15 +71,26 @@ def widen(packed, NATIVE: tl.constexpr):
 @triton.jit
 def latent_tile(
     latent_ptr, scale_ptr, base, offset,
-    FP8: tl.constexpr, NATIVE: tl.constexpr, BLOCK_N: tl.constexpr,
+    FP8: tl.constexpr, WORDS: tl.constexpr, NATIVE: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """[BLOCK_N, 512] bf16."""
+    """[BLOCK_N, 512] bf16. With WORDS fp8 codes are read two at a time."""
     d = tl.arange(0, LATENT)
     if FP8:
-        packed = tl.load(latent_ptr + base * 16 + offset[:, None] * 16 + d[None, :])
+        if WORDS:
+            w = tl.arange(0, LATENT // 2)
+            words_ptr = (latent_ptr + base * 16).to(tl.pointer_type(tl.int16))
+            words = tl.load(words_ptr + offset[:, None] * 8 + w[None, :])
+            if NATIVE:
+                low, high = unpack_fp8(words, not INTERPRETED, NATIVE)
+            else:
+                low, high = widen(words & 255, NATIVE), widen((words >> 8) & 255, NATIVE)
+            value = tl.join(low, high).to(tl.float32)
+        else:
+            packed = tl.load(latent_ptr + base * 16 + offset[:, None] * 16 + d[None, :])
+            value = widen(packed, NATIVE)
         g = tl.arange(0, SCALES)
         scale = tl.load(scale_ptr + base * 4 + offset[:, None] * 4 + g[None, :])
-        value = tl.reshape(widen(packed, NATIVE), (BLOCK_N, SCALES, LATENT // SCALES))
+        value = tl.reshape(value, (BLOCK_N, SCALES, LATENT // SCALES))
         value = tl.reshape(value * scale[:, :, None], (BLOCK_N, LATENT))
         tile = narrow(value, tl.bfloat16)
     else:
@@ -178,8 +191,7 @@ def decode_tiles(
     stride_batch, stride_page, stride_token, stride_table, slot_tokens,
     PAGE: tl.constexpr, FP8: tl.constexpr, NATIVE: tl.constexpr, BOXES: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, APART: tl.constexpr,
-    COLUMNS: tl.constexpr,
-
+    COLUMNS: tl.constexpr, PDL: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
     """Grid (row tiles, splits, batch); a row is one head of one query token.
 
@@ -188,12 +200,17 @@ def decode_tiles(
     `rope_boxes` of the cache as [slots * slot_tokens, 512 and 64]; the last, broken tile is not.
 
     COLUMNS swaps the operands of both products, so that tokens and latent channels fill the 64 rows
-    of a warp group's product and few query rows are its columns; it excludes BOXES.
+    of a warp group's product and few query rows are its columns.
+
+    WORDS reads fp8 codes in pairs: of single bytes the compiler makes, for few rows, operands that
+    ldmatrix cannot load, and does not pipeline their copies.
 
     APART keeps the two products in separate branches that are always taken: the compiler then
     gives each its own layout, so that two warp groups halve the tokens of Q K^T instead of both
     computing all of it, and starts the next tile's copy before this tile's products.
     """
+    if PDL:
+        gdc_launch_dependents()
     split = tl.program_id(1)
     batch = tl.program_id(2)
     length = tl.load(lengths_ptr + batch)
@@ -227,7 +244,7 @@ def decode_tiles(
             table_ptr, tile, length - 1, batch, stride_batch, stride_page, stride_token,
             stride_table, PAGE, PIECE,
         )  # fmt: skip
-        k_latent = latent_tile(latent_ptr, scale_ptr, base, offset, FP8, NATIVE, PIECE)
+        k_latent = latent_tile(latent_ptr, scale_ptr, base, offset, FP8, WORDS, NATIVE, PIECE)
         k_rope = tl.load(rope_ptr + base * 8 + offset[:, None] * 8 + e[None, :])
         n = tile * PIECE + tl.arange(0, PIECE)
         if COLUMNS:
@@ -252,10 +269,16 @@ def decode_tiles(
             k_latent = latent_boxes.load([place, 0])
             k_rope = rope_boxes.load([place, 0])
             n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-            top, total, acc = attend_tile(
-                q_latent, q_rope, k_latent, k_rope, n, visible, top, total, acc, scale_log2,
-                length, splits, APART, BLOCK_H, BLOCK_N,
-            )  # fmt: skip
+            if COLUMNS:
+                top, total, acc = attend_columns(
+                    q_latent, q_rope, k_latent, k_rope, n, visible, top, total, acc, scale_log2,
+                    length, splits, APART, BLOCK_H, BLOCK_N,
+                )  # fmt: skip
+            else:
+                top, total, acc = attend_tile(
+                    q_latent, q_rope, k_latent, k_rope, n, visible, top, total, acc, scale_log2,
+                    length, splits, APART, BLOCK_H, BLOCK_N,
+                )  # fmt: skip
 
     if COLUMNS:
         acc = tl.trans(acc)

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lcprof_kernels.bench.case import Case
+from lcprof_kernels.bench.case import Case, Choices
 from lcprof_kernels.budget import Budget, tolerance
 from lcprof_kernels.caches import (
     CompressedCache,
@@ -20,9 +20,12 @@ from lcprof_kernels.caches import (
     int4_per_token,
     int8_per_token,
 )
+from lcprof_kernels.device import capability_of
 
+from . import choices as launch_choices
 from .api import quantised_decode
 from .inputs import QuantisedDecodeInputs, make_quantised_decode_inputs
+from .launch import Tuning, choose_tuning, quantised_decode_triton, query_rows
 from .reference import attend, dequantise
 
 FORMATS = (
@@ -91,6 +94,13 @@ def _ours(prepared: Prepared) -> torch.Tensor:
     return quantised_decode(prepared.given.q, prepared.given.cache)[0]
 
 
+def _with(prepared: Prepared, tuning: Tuning) -> torch.Tensor:
+    """What `_ours` launches, by another record."""
+    q, cache = prepared.given.q, prepared.given.cache
+    scale = cache.head_dim**-0.5
+    return quantised_decode_triton(q, cache, scale, cache.capacity_tokens, tuning)[0]
+
+
 def _cudnn_bf16(prepared: Prepared) -> torch.Tensor:
     k, v = prepared.dense
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
@@ -133,6 +143,19 @@ def decode_case(
             )
         )
 
+    rows = query_rows(q_heads, kv_heads, query_tokens)
+
+    def choices(device: torch.device) -> Choices:
+        hopper, paged = capability_of(device) >= (9, 0), page_tokens is not None
+        return Choices(
+            place=launch_choices.place(layout, head_dim, rows, page_tokens=page_tokens),
+            present=choose_tuning(layout, head_dim, rows, paged=paged, hopper=hopper),
+            others=launch_choices.others(
+                layout, head_dim, rows, page_tokens=page_tokens, hopper=hopper
+            ),
+            run=_with,
+        )
+
     implementations: dict[str, Callable[[Prepared], torch.Tensor]] = {"triton": _ours}
     if query_tokens == 1:
         implementations["cudnn-bf16"] = _cudnn_bf16
@@ -153,6 +176,7 @@ def decode_case(
         make_inputs=make_inputs,
         implementations=implementations,
         check=check,
+        choices=choices,
     )
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from lcprof_kernels.caches import CompressedCache, Format, Quantised
-from lcprof_kernels.checks import interpreting
+from lcprof_kernels.checks import interpreting, require
+from lcprof_kernels.device import capability_of
 
 from .triton import merge_splits, quantised_decode_split
 
@@ -17,14 +18,26 @@ from .triton import merge_splits, quantised_decode_split
 class Tuning:
     """One shape of the kernel.
 
-    A block is few warps (below four, products stay on the 16-row matrix instructions) and many
-    blocks share a multiprocessor: `blocks_per_sm` of them are counted when the work is split.
+    A block holds `rows` query rows (a power of two from 8 on) and few warps (below four, products
+    stay on the 16-row matrix instructions). Many blocks share a multiprocessor: `blocks_per_sm` of
+    them are counted when the work is split. `dense_rows` compiles the distance between tokens in,
+    `late_scales` reads scales by token beside their codes (both in the kernel's docstring);
+    `registers` caps what a thread may have.
     """
 
+    rows: int
     block_n: int
     stages: int
     warps: int
     blocks_per_sm: int
+    dense_rows: bool = False
+    late_scales: bool = False
+    registers: int | None = None
+
+
+TUNINGS: dict[tuple[str, int, int, bool], Tuning] = {}
+"""What a run of `bench.tune` found faster on sm_90 than the rule of `choose_tuning`: by name of the
+format, head_dim, query rows (from 8 on, a power of two) and whether the cache is paged."""
 
 
 def most_rows(layout: Format, head_dim: int) -> int:
@@ -32,22 +45,33 @@ def most_rows(layout: Format, head_dim: int) -> int:
     return 32 if layout.code != "int4" and head_dim <= 128 else 16
 
 
-def choose_tuning(layout: Format, head_dim: int, rows: int) -> Tuning:
+def choose_tuning(layout: Format, head_dim: int, rows: int, *, paged: bool, hopper: bool) -> Tuning:
     """The block that was fastest on an H200 for this kind of code, at 8 rows and head_dim 128.
 
     Wider rows and heads take the widest block that does not spill.
     """
+    measured = TUNINGS.get((layout.name, head_dim, rows, paged))
+    if hopper and measured is not None:
+        return measured
+    rows = min(rows, most_rows(layout, head_dim))
     if rows > 8 or head_dim > 128:
         stages = 3 if layout.code == "int4" or head_dim <= 128 else 2
-        return Tuning(block_n=32, stages=stages, warps=2, blocks_per_sm=4)
+        return Tuning(rows=rows, block_n=32, stages=stages, warps=2, blocks_per_sm=4)
     if layout.code != "int4":
-        return Tuning(block_n=64, stages=3, warps=2, blocks_per_sm=6)
+        return Tuning(rows=8, block_n=64, stages=3, warps=2, blocks_per_sm=6)
     groups = layout.channel_groups(head_dim)
     if groups == 4:
-        return Tuning(block_n=32, stages=3, warps=1, blocks_per_sm=8)
+        return Tuning(rows=8, block_n=32, stages=3, warps=1, blocks_per_sm=8)
     if layout.group_tokens is not None:
-        return Tuning(block_n=min(64, layout.group_tokens), stages=3, warps=1, blocks_per_sm=8)
-    return Tuning(block_n=64, stages=2, warps=1, blocks_per_sm=8 if groups > 1 else 12)
+        tokens = min(64, layout.group_tokens)
+        return Tuning(rows=8, block_n=tokens, stages=3, warps=1, blocks_per_sm=8)
+    blocks = 8 if groups > 1 else 12
+    return Tuning(rows=8, block_n=64, stages=2, warps=1, blocks_per_sm=blocks)
+
+
+def query_rows(q_heads: int, kv_heads: int, query_tokens: int) -> int:
+    """Query rows that read the same keys, as a power of two from 8 on."""
+    return max(8, 1 << (q_heads // kv_heads * query_tokens - 1).bit_length())
 
 
 def choose_splits(
@@ -86,9 +110,21 @@ def quantised_decode_triton(
     batch, query_tokens, q_heads, head_dim = q.shape
     kv_heads = cache.kv_heads
     group = q_heads // kv_heads
-    rows = max(8, 1 << (group * query_tokens - 1).bit_length())
-    rows = min(rows, most_rows(layout, head_dim))
-    chosen = tuning or choose_tuning(layout, head_dim, rows)
+    capability = capability_of(q.device)
+    native, hopper = capability >= (8, 9), capability >= (9, 0)
+    chosen = tuning or choose_tuning(
+        layout,
+        head_dim,
+        query_rows(q_heads, kv_heads, query_tokens),
+        paged=cache.page_tokens is not None,
+        hopper=hopper,
+    )
+    for name, tokens in (("page", cache.page_tokens), ("group", layout.group_tokens)):
+        require(
+            tokens is None or tokens % chosen.block_n == 0,
+            f"a {name} of {tokens} tokens is no whole number of blocks of {chosen.block_n}",
+        )
+    rows = chosen.rows
     row_tiles = -(-group * query_tokens // rows)
     cells = batch * kv_heads * row_tiles
     splits, split_tiles = choose_splits(
@@ -105,10 +141,9 @@ def quantised_decode_triton(
     residual = q if cache.residual_keys is None else cache.residual_keys
     residual_v = q if cache.residual_values is None else cache.residual_values
     keys, values = cache.keys, cache.values
-    native = q.is_cuda and torch.cuda.get_device_capability(q.device) >= (8, 9)
-    hopper = q.is_cuda and torch.cuda.get_device_capability(q.device) >= (9, 0)
     groups = layout.channel_groups(head_dim)
     launch_options = {"launch_pdl": True} if hopper else {}
+    capped = {"maxnreg": chosen.registers} if chosen.registers else {}
     quantised_decode_split[(splits * row_tiles, kv_heads, batch)](
         q,
         _words(keys),
@@ -148,7 +183,11 @@ def quantised_decode_triton(
         ASSEMBLY=not interpreting(),
         NATIVE=native,
         PDL=hopper,
+        K_ROW=_words(keys).stride(2) if chosen.dense_rows else 0,
+        V_ROW=_words(values).stride(2) if chosen.dense_rows else 0,
+        LATE=chosen.late_scales,
         num_warps=chosen.warps,
+        **capped,
     )
     block_d = min(32, head_dim)
     merge_splits[(group * query_tokens * (head_dim // block_d), kv_heads, batch)](

@@ -48,7 +48,10 @@ def _channels(plane: tl.constexpr, WORDS: tl.constexpr, PLANES: tl.constexpr):
 def _load_token_scales(pointer, stride_g, offsets, real, GROUPS: tl.constexpr):
     loaded = ()
     for group in tl.static_range(GROUPS):
-        part = tl.load(pointer + group * stride_g + offsets, mask=real, other=0.0)
+        if real is None:
+            part = tl.load(pointer + group * stride_g + offsets)
+        else:
+            part = tl.load(pointer + group * stride_g + offsets, mask=real, other=0.0)
         loaded = loaded + (part.to(tl.float32),)
     return loaded
 
@@ -115,17 +118,32 @@ def _scores(
     PLANES: tl.constexpr,
     UNIT: tl.constexpr,
     CODE: tl.constexpr,
+    TOGETHER: tl.constexpr,
 ):
     """Scores [tokens, rows] in units of 1 / UNIT, before the softmax scale."""
     if MODE == "channel":
         # The same low for every token: one row of products, repeated to a tile of 16.
         WORDS: tl.constexpr = keys[0].shape[1]
-        row = tl.dot(tl.broadcast_to(lows[0][None, :], (16, WORDS)), q[0])
-        scores = tl.dot(keys[0], q[0] * scales[0][:, None])
-        for plane in tl.static_range(1, PLANES):
-            row = tl.dot(tl.broadcast_to(lows[plane][None, :], (16, WORDS)), q[plane], row)
-            scale = scales[plane] * _plane_gain(plane, CODE)
-            scores = tl.dot(keys[plane], q[plane] * scale[:, None].to(tl.float16), scores)
+        if TOGETHER:
+            scaled = ()
+            rows = ()
+            for plane in tl.static_range(PLANES):
+                scale = (scales[plane] * _plane_gain(plane, CODE)).to(tl.float16)
+                scaled = scaled + (q[plane] * scale[:, None],)
+                rows = rows + (tl.broadcast_to(lows[plane][None, :], (16, WORDS)),)
+            row = tl.dot(rows[0], q[0])
+            for plane in tl.static_range(1, PLANES):
+                row = tl.dot(rows[plane], q[plane], row)
+            scores = tl.dot(keys[0], scaled[0])
+            for plane in tl.static_range(1, PLANES):
+                scores = tl.dot(keys[plane], scaled[plane], scores)
+        else:
+            row = tl.dot(tl.broadcast_to(lows[0][None, :], (16, WORDS)), q[0])
+            scores = tl.dot(keys[0], q[0] * scales[0][:, None])
+            for plane in tl.static_range(1, PLANES):
+                row = tl.dot(tl.broadcast_to(lows[plane][None, :], (16, WORDS)), q[plane], row)
+                scale = scales[plane] * _plane_gain(plane, CODE)
+                scores = tl.dot(keys[plane], q[plane] * scale[:, None].to(tl.float16), scores)
         shape: tl.constexpr = (keys[0].shape[0] // 16, 16, q[0].shape[1])
         tiled = tl.reshape(scores, shape) + (row * UNIT)[None, :, :]
         scores = tl.reshape(tiled, scores.shape)
@@ -242,11 +260,20 @@ def quantised_decode_split(
     ASSEMBLY: tl.constexpr,
     NATIVE: tl.constexpr,
     PDL: tl.constexpr,
+    K_ROW: tl.constexpr,
+    V_ROW: tl.constexpr,
+    LATE: tl.constexpr,
 ):
     """One (split, row tile) x KV head x sequence; a split is `split_tiles` tiles of BLOCK_N tokens.
 
     Code tensors are seen as 16-bit words, their strides counted in words. GROUP_TOKENS is 0 where
     there is no residual, PAGE 0 where the cache is contiguous.
+
+    K_ROW and V_ROW are the words between two tokens where they are known when compiling, else 0:
+    addresses then are one base and constants. Scales are loaded a tile ahead into registers; those
+    by token with LATE beside their codes, through shared memory in the compiler's pipeline. That
+    needs two neighbouring fp16 scales to a lane, the least that an asynchronous copy takes. Scales
+    by channel stay a tile ahead; LATE then makes all their operands before the first product.
     """
     split = tl.program_id(0) // ROW_TILES
     row_tile = tl.program_id(0) % ROW_TILES
@@ -327,17 +354,21 @@ def quantised_decode_split(
     if PAGE > 0:
         slot = tl.load(table + first // PER_PAGE, mask=first < last, other=0)
         slot_tile = first % PER_PAGE
+    K_LATE: tl.constexpr = LATE and K_MODE == "token"
+    V_LATE: tl.constexpr = LATE and V_MODE == "token"
     real = first * BLOCK_N + offs_n < tokens
-    k_scales, k_lows = _load_scales(
-        k_scale, k_low, ks_stride_g, ks_head + slot.to(tl.int64) * ks_stride_s,
-        slot_tile * BLOCK_N, offs_n, real, first < last,
-        K_MODE, HAS_LOW, GROUPS, GROUP_TOKENS, WORDS, PLANES,
-    )  # fmt: skip
-    v_scales, v_lows = _load_scales(
-        v_scale, v_low, vs_stride_g, vs_head + slot.to(tl.int64) * vs_stride_s,
-        slot_tile * BLOCK_N, offs_n, real, first < last,
-        V_MODE, HAS_LOW, V_GROUPS, GROUP_TOKENS, WORDS, PLANES,
-    )  # fmt: skip
+    if not K_LATE:
+        k_scales, k_lows = _load_scales(
+            k_scale, k_low, ks_stride_g, ks_head + slot.to(tl.int64) * ks_stride_s,
+            slot_tile * BLOCK_N, offs_n, real, first < last,
+            K_MODE, HAS_LOW, GROUPS, GROUP_TOKENS, WORDS, PLANES,
+        )  # fmt: skip
+    if not V_LATE:
+        v_scales, v_lows = _load_scales(
+            v_scale, v_low, vs_stride_g, vs_head + slot.to(tl.int64) * vs_stride_s,
+            slot_tile * BLOCK_N, offs_n, real, first < last,
+            V_MODE, HAS_LOW, V_GROUPS, GROUP_TOKENS, WORDS, PLANES,
+        )  # fmt: skip
 
     # Tiles that every row sees whole, then the few that need masks.
     whole = tl.minimum(tokens, length - QUERY_TOKENS + 1) // BLOCK_N
@@ -350,37 +381,56 @@ def quantised_decode_split(
             real = index < tokens
             k_tile = k_head + slot.to(tl.int64) * k_stride_s
             v_tile = v_head + slot.to(tl.int64) * v_stride_s
-            at = slot_tile * BLOCK_N + offs_n
-            k_at = k_tile + (at * k_stride_n)[:, None] + offs_w[None, :]
-            v_at = v_tile + (at * v_stride_n)[None, :] + offs_w[:, None]
+            if K_ROW > 0:
+                k_tile += slot_tile * (BLOCK_N * K_ROW)
+                v_tile += slot_tile * (BLOCK_N * V_ROW)
+                k_at = k_tile + ((offs_n * K_ROW)[:, None] + offs_w[None, :])
+                v_at = v_tile + ((offs_n * V_ROW)[None, :] + offs_w[:, None])
+            else:
+                at = slot_tile * BLOCK_N + offs_n
+                k_at = k_tile + (at * k_stride_n)[:, None] + offs_w[None, :]
+                v_at = v_tile + (at * v_stride_n)[None, :] + offs_w[:, None]
             if edge:
                 k_words = tl.load(k_at, mask=real[:, None], other=0)
                 v_words = tl.load(v_at, mask=real[None, :], other=0)
             else:
                 k_words = tl.load(k_at)
                 v_words = tl.load(v_at)
-            # The next tile's scales are loaded while this one is worked on.
+            if K_LATE:
+                k_scales, k_lows = _load_scales(
+                    k_scale, k_low, ks_stride_g, ks_head + slot.to(tl.int64) * ks_stride_s,
+                    slot_tile * BLOCK_N, offs_n, real if edge else None, True,
+                    K_MODE, HAS_LOW, GROUPS, GROUP_TOKENS, WORDS, PLANES,
+                )  # fmt: skip
+            if V_LATE:
+                v_scales, v_lows = _load_scales(
+                    v_scale, v_low, vs_stride_g, vs_head + slot.to(tl.int64) * vs_stride_s,
+                    slot_tile * BLOCK_N, offs_n, real if edge else None, True,
+                    V_MODE, HAS_LOW, V_GROUPS, GROUP_TOKENS, WORDS, PLANES,
+                )  # fmt: skip
             following = tile + 1
             slot_tile = following
             if PAGE > 0:
                 slot = tl.load(table + following // PER_PAGE, mask=following < last, other=0)
                 slot_tile = following % PER_PAGE
             next_real = following * BLOCK_N + offs_n < tokens
-            next_k_scales, next_k_lows = _load_scales(
-                k_scale, k_low, ks_stride_g, ks_head + slot.to(tl.int64) * ks_stride_s,
-                slot_tile * BLOCK_N, offs_n, next_real, following < last,
-                K_MODE, HAS_LOW, GROUPS, GROUP_TOKENS, WORDS, PLANES,
-            )  # fmt: skip
-            next_v_scales, next_v_lows = _load_scales(
-                v_scale, v_low, vs_stride_g, vs_head + slot.to(tl.int64) * vs_stride_s,
-                slot_tile * BLOCK_N, offs_n, next_real, following < last,
-                V_MODE, HAS_LOW, V_GROUPS, GROUP_TOKENS, WORDS, PLANES,
-            )  # fmt: skip
+            if not K_LATE:
+                next_k_scales, next_k_lows = _load_scales(
+                    k_scale, k_low, ks_stride_g, ks_head + slot.to(tl.int64) * ks_stride_s,
+                    slot_tile * BLOCK_N, offs_n, next_real, following < last,
+                    K_MODE, HAS_LOW, GROUPS, GROUP_TOKENS, WORDS, PLANES,
+                )  # fmt: skip
+            if not V_LATE:
+                next_v_scales, next_v_lows = _load_scales(
+                    v_scale, v_low, vs_stride_g, vs_head + slot.to(tl.int64) * vs_stride_s,
+                    slot_tile * BLOCK_N, offs_n, next_real, following < last,
+                    V_MODE, HAS_LOW, V_GROUPS, GROUP_TOKENS, WORDS, PLANES,
+                )  # fmt: skip
 
             scores = _scores(
                 unpack(k_words, CODE, ASSEMBLY, NATIVE),
                 q_planes, q_gained, q_sums, k_scales, k_lows,
-                K_MODE, HAS_LOW, GROUPS, PLANES, UNIT, CODE,
+                K_MODE, HAS_LOW, GROUPS, PLANES, UNIT, CODE, LATE,
             )  # fmt: skip
             if edge:
                 scores = tl.where(index[:, None] < limit[None, :], scores, NEVER)
@@ -422,10 +472,12 @@ def quantised_decode_split(
                     ),
                 )
             acc = new_acc
-            k_scales = next_k_scales
-            k_lows = next_k_lows
-            v_scales = next_v_scales
-            v_lows = next_v_lows
+            if not K_LATE:
+                k_scales = next_k_scales
+                k_lows = next_k_lows
+            if not V_LATE:
+                v_scales = next_v_scales
+                v_lows = next_v_lows
 
     if GROUP_TOKENS > 0:
         # The split that ends the codes also attends the residual (the first one, if it is empty).

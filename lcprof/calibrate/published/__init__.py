@@ -64,6 +64,9 @@ class Batch:
     one array element per row, `groups` the shape and model a row belongs to, `large` whether the
     row is one of those that matter most in this table's score, and `column` where its time is.
 
+    What was not measured is predicted by the variants `elsewhere` (stack and variant) of other
+    stacks, which mean the same, else by those that `stand_ins` names, of the same stack.
+
     `kin` are coarser groups, such as models or numbers of GPUs, that residuals are taken over where
     the rows that a fit meets later are of other kin; None where `groups` will do."""
 
@@ -77,6 +80,7 @@ class Batch:
     large: NDArray[np.bool_]
     column: str = "latency_ms"
     stand_ins: tuple[str, ...] = ()
+    elsewhere: tuple[tuple[str, str], ...] = ()
     kin: NDArray[np.str_] | None = None
 
 

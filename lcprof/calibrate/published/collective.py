@@ -21,6 +21,7 @@ from lcprof.cost.timing.collective import (
     SWITCHED_RANKS,
     CollectiveCall,
     large,
+    narrow_limit,
     own_kernel,
 )
 
@@ -29,8 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pandas import DataFrame
 
-ACROSS = "all_reduce 2 nodes of 8"
-"""Stands in for what was not measured between nodes."""
+OPERATIONS = ("all_reduce", "send_recv")
 HOPPER = ("h100-sxm", "h200-sxm")
 NETWORKS = {
     "a100_dgx": ("a100-80gb-sxm", True),
@@ -113,16 +113,21 @@ def vidur(frame: DataFrame) -> Batches:
         gpu, all_linked = NETWORKS[network]
         part = frame.iloc[rows]
         if workers > per_node:
-            place = f"{workers // per_node} nodes of {per_node}"
+            place = "between nodes"
         elif workers > 2 and not all_linked:
             place = "over PCIe"
         else:
             place = "in a node"
         count = len(rows)
+        nodes = max(workers / per_node, 1.0)
+        reduces = float(op == "all_reduce")
         call = CollectiveCall(
             buffer_bytes=column(part, "size_bytes"),
             ranks=np.full(count, float(workers)),
             passes=np.full(count, 2.0),
+            nodes=np.full(count, nodes),
+            narrow_bytes=np.full(count, reduces * narrow_limit(workers, nodes)),
+            on_bus=np.full(count, float(place == "over PCIe")),
             in_switch=np.zeros(count),
         )
         variant = f"{op} {place}"
@@ -137,10 +142,8 @@ def vidur(frame: DataFrame) -> Batches:
                 names,
                 names,
                 measured="min_over_ranks_ms",
-                stand_ins=(
-                    f"all_reduce {place}",
-                    ACROSS if workers > per_node else f"{op} in a node",
-                ),
+                stand_ins=tuple(f"{kind} {place}" for kind in OPERATIONS if kind != op),
+                elsewhere=(("nccl", "nccl"),) if place == "in a node" else (),
             )
         )
     return Batches(known=found, declined=declined)
@@ -161,6 +164,7 @@ def batch(
     kinds: NDArray[np.str_],
     measured: str = "latency_ms",
     stand_ins: tuple[str, ...] = (),
+    elsewhere: tuple[tuple[str, str], ...] = (),
 ) -> Batch:
     """A batch of collectives."""
     return Batch(
@@ -175,6 +179,7 @@ def batch(
         column=measured,
         kin=kin(kinds, groups),
         stand_ins=stand_ins,
+        elsewhere=elsewhere,
     )
 
 

@@ -14,12 +14,12 @@ from lcprof.calibrate.published import (
     group_names,
     rows_where,
 )
+from lcprof.cost.layer import reached_ranks
 from lcprof.cost.timing.exchange import (
     EXCHANGE,
     ExchangeCall,
     expert_sms,
     large,
-    reached_ranks,
 )
 
 if TYPE_CHECKING:

@@ -20,14 +20,13 @@ from msgspec.structs import replace
 
 from lcprof.calibrate.published.startup import quantile
 from lcprof.cost.expected.task import Task, timed
-from lcprof.cost.expected.whole import Clock
+from lcprof.cost.expected.whole import Clock, prefill_expected
 from lcprof.cost.timing.ceilings import ceilings_of
 from lcprof.cost.timing.prefill_attention import PREFILL_ATTENTION, PrefillAttentionCall
 from lcprof.errors import InputError
 from lcprof.plan.estimate import count
 from lcprof.plan.fits import fits_for
 from lcprof.plan.row import Row, plan_cases
-from lcprof.plan.times import timings
 from lcprof.scenario.cases import expand
 from lcprof.scenario.gpus import load_gpu
 from lcprof.scenario.models import model_names
@@ -315,7 +314,8 @@ def _ring(shape: Mapping[str, str], metric: str) -> Prediction | str:
     case = row.case
     counts = count(case.model, case.deployment, case.kv, case.workload)
     gpu = case.deployment.gpu
-    first, _, _ = timings(counts, case.deployment, Clock(gpu, fits_for(gpu)))
+    clock = Clock(gpu, fits_for(gpu))
+    first = prefill_expected(counts.model, case.deployment, counts.kv, counts.span, clock)
     layers = float(case.model.layers)
     ring = [p for p in first.parts if p.operation == "attention" or p.hidden_behind]
     seconds = sum(p.seconds for p in ring)
@@ -361,6 +361,11 @@ def _planned(shape: Mapping[str, str], *, context: int, concurrency: int = 0) ->
     return row
 
 
+def _coverage(part: list[Scored]) -> float | None:
+    """The share inside their intervals; None where there is none with an interval."""
+    return round(sum(one.inside for one in part) / len(part), 4) if part else None
+
+
 def request_scores(path: Path, table: str) -> list[dict[str, Any]]:
     """Scores as objects like those of the other tables, one for each kind of figure."""
     scored, refused = score_requests(path)
@@ -383,7 +388,7 @@ def request_scores(path: Path, table: str) -> list[dict[str, Any]]:
                     "median": round(statistics.median(errors), 5),
                     "p90": round(quantile(errors, 0.9), 5),
                     "bias": round(statistics.median(one.error for one in part), 5),
-                    "interval_coverage": round(sum(one.inside for one in part) / len(part), 4),
+                    "interval_coverage": _coverage([one for one in part if not one.bound]),
                 }
             )
     return objects

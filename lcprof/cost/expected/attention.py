@@ -15,6 +15,7 @@ from lcprof.cost.expected.kernels import (
     latent_step,
     mover,
     prompt_attention,
+    recurrent,
     sparse_module,
     step_attention,
 )
@@ -41,7 +42,8 @@ from lcprof.cost.timing.mla_module import (
 from lcprof.cost.timing.prefill_attention import PREFILL_ATTENTION, PrefillAttentionCall
 from lcprof.domain.deployment import Deployment
 from lcprof.domain.kv import KvStrategy
-from lcprof.domain.kv.stream import Stream, state_bytes, streams
+from lcprof.domain.kv.dense import Dense
+from lcprof.domain.kv.stream import Stream, streams
 from lcprof.domain.model import (
     GroupedAttention,
     LatentAttention,
@@ -52,14 +54,29 @@ from lcprof.domain.model import (
 from lcprof.num import Num
 
 ATTENTION = "attention"
-TYPICAL_TOKENS = 4096.0
-"""Tokens over which a token's mean bytes are taken, residual windows and all."""
 
 
-def element_bytes(kv: KvStrategy, stream: Stream) -> float:
-    """Bytes that a step reads for each cached K or V element, scales included."""
-    elements = stream.heads * (stream.k_elements + stream.v_elements) / stream.tokens_per_entry
-    return float(kv.payload_bytes(stream, TYPICAL_TOKENS)) / TYPICAL_TOKENS / elements
+def caps(mixer: GroupedAttention | LatentAttention, kv: KvStrategy) -> list[float]:
+    """What bounds the tokens that a prompt's query sees: the model's window, the strategy's."""
+    found = []
+    if isinstance(mixer, GroupedAttention) and mixer.window_tokens:
+        found.append(float(mixer.window_tokens))
+    sight = kv.sight()
+    if sight is not None:
+        found.append(float(sight.window_tokens + sight.sink_tokens))
+    return found
+
+
+def growing_tokens(group: LayerGroup, kv: KvStrategy) -> float | None:
+    """The prefix up to which a chunk's attention grows; None where it grows without end."""
+    mixer = group.mixer
+    if isinstance(mixer, LatentAttention) and mixer.indexer is not None:
+        return None
+    if isinstance(mixer, GroupedAttention | LatentAttention):
+        chunked = isinstance(mixer, GroupedAttention) and mixer.chunk_tokens is not None
+        bounds = caps(mixer, kv)
+        return 0.0 if chunked else min(bounds) if bounds else None
+    return 0.0
 
 
 # Prefill
@@ -80,7 +97,7 @@ def prompt_tasks(
     if isinstance(mixer, LatentAttention):
         return _latent_prompt(model, mixer, deployment, kv, prefix_tokens, tokens)
     if isinstance(mixer, RecurrentState):
-        return _recurrent_prompt(mixer, deployment, tokens / deployment.cp)
+        return _recurrent_prompt(mixer, deployment, tokens)
     if mixer is None:
         return []
     raise UnmeasuredError("compressed attention has no measured kernel")
@@ -97,31 +114,24 @@ def _grouped_prompt(
         raise UnmeasuredError("block-sparse attention has no measured kernel")
     how = prompt_attention(deployment, kv)
     share = cut_share(mixer.q_heads, deployment.tp)
-    sight = kv.sight()
-    caps = [float(cap) for cap in (mixer.window_tokens,) if cap]
-    if sight is not None:
-        caps.append(float(sight.window_tokens + sight.sink_tokens))
-    mine = tokens / deployment.cp
-    # Zig-zag balance: a rank's queries see, on average, what the middle ones do.
-    before = prefix_tokens + (tokens - mine) / 2.0
-    batch = 1.0
+    bounds = caps(mixer, kv)
+    whole: Num = tokens
+    before = prefix_tokens
     if mixer.chunk_tokens is not None:
-        # Each query sees its own chunk up to itself.
+        # Each query sees its own chunk up to itself; a shorter prefill step lies somewhere in it.
         whole = num.smaller(tokens + 0.0, float(mixer.chunk_tokens))
-        batch, mine, before = (
-            tokens / whole,
-            whole / deployment.cp,
-            (whole - whole / deployment.cp) / 2.0,
-        )
+        before = (mixer.chunk_tokens - whole) / 2.0 * num.choose(prefix_tokens > 0, 1.0, 0.0)
+    mine = whole / deployment.cp
     call = PrefillAttentionCall(
-        batch=batch,
+        batch=tokens / whole,
         q_heads=mixer.q_heads * share,
         kv_heads=mixer.kv_heads * cut_share(mixer.kv_heads, deployment.tp),
         qk_dim=float(mixer.k_dim),
         v_dim=float(mixer.v_dim),
         query_tokens=mine,
-        prefix_tokens=before,
-        window_tokens=min(caps) if caps else 0.0,
+        # Zig-zag balance: a rank's queries see, on average, what the middle ones do.
+        prefix_tokens=before + (whole - mine) / 2.0,
+        window_tokens=min(bounds) if bounds else 0.0,
         causal=1.0,
         compute=how.compute,
         kernel=how.kernel,
@@ -131,41 +141,38 @@ def _grouped_prompt(
         Task(operation=ATTENTION, family=PREFILL_ATTENTION, variants=how.variants, call=call)
     ]
     if deployment.cp > 1:
-        tasks.append(_ring(mixer, deployment, kv, prefix_tokens, tokens))
+        seen = prefix_tokens + tokens
+        if bounds:
+            # A window needs its own last tokens of each rank before it.
+            seen = num.smaller(seen, min(bounds) * deployment.cp)
+        tasks.append(_ring(mixer, deployment, kv, seen, tokens))
     return tasks
 
 
 def _ring(
-    mixer: GroupedAttention,
-    deployment: Deployment,
-    kv: KvStrategy,
-    prefix_tokens: Num,
-    tokens: Num,
+    mixer: GroupedAttention, deployment: Deployment, kv: KvStrategy, seen: Num, tokens: Num
 ) -> Task:
-    """Passing K and V of all ranks around, or queries and partial outputs when those are fewer
-    (arXiv:2411.01783, section 3)."""
+    """Passing K and V of the `seen` tokens around, or queries and partial outputs of the new ones
+    when those are fewer (arXiv:2411.01783, section 3)."""
     keys_bytes = mixer.kv_heads * cut_share(mixer.kv_heads, deployment.tp)
     keys_bytes *= (mixer.k_dim + mixer.v_dim) * kv.element_bytes()
     query_bytes = mixer.q_heads * cut_share(mixer.q_heads, deployment.tp)
     query_bytes *= (mixer.k_dim + mixer.v_dim) * ACTIVATION_BYTES
-    buffer = num.smaller((prefix_tokens + tokens) * keys_bytes, tokens * query_bytes)
-    span = deployment.cp * deployment.tp
     return library_task(
         deployment,
         ranks=deployment.cp,
-        span=span,
-        buffer_bytes=buffer,
+        span=deployment.cp * deployment.tp,
+        buffer_bytes=num.smaller(seen * keys_bytes, tokens * query_bytes),
         hidden_behind=ATTENTION,
     )
 
 
 def latent_shape(model: ModelShape, mixer: LatentAttention) -> LatentShape:
-    """The dimensions of a layer's latent attention. Without a query latent the query projection
-    from hidden stands where the one from the latent would."""
+    """The dimensions of a layer's latent attention."""
     ranks = [matrix.outputs for matrix in mixer.matrices if matrix.name == "q_down"]
     return LatentShape(
         hidden=float(model.hidden),
-        q_rank=float(ranks[0] if ranks else model.hidden),
+        q_rank=float(ranks[0] if ranks else 0.0),
         kv_rank=float(mixer.latent_dim),
         nope_dim=float(mixer.nope_dim),
         rope_dim=float(mixer.rope_dim),
@@ -173,9 +180,12 @@ def latent_shape(model: ModelShape, mixer: LatentAttention) -> LatentShape:
     )
 
 
-def _has_fp8_weights(mixer: LatentAttention, deployment: Deployment) -> float:
+def _narrow_weights(mixer: LatentAttention, deployment: Deployment) -> tuple[float, bool]:
+    """1.0 where the module's weights are of 8 bits or less, and whether they are of a format that
+    was measured."""
     stored = stored_format(mixer.matrices[0], deployment)
-    return float(stored.bits == 8 and "fp8" in deployment.gpu.peak_flops)
+    fp8 = stored.compute == "fp8" and "fp8" in deployment.gpu.peak_flops
+    return float(stored.bits <= 8), fp8 or stored.bits == 16
 
 
 def _latent_prompt(
@@ -189,8 +199,10 @@ def _latent_prompt(
     if deployment.cp > 1:
         raise UnmeasuredError("context-parallel latent attention has no measured kernel")
     heads = mixer.q_heads * cut_share(mixer.q_heads, deployment.tp)
-    shape, fp8 = latent_shape(model, mixer), _has_fp8_weights(mixer, deployment)
+    shape = latent_shape(model, mixer)
+    narrow, plain = _narrow_weights(mixer, deployment)
     if mixer.indexer is not None:
+        _refuse_strategy(mixer, deployment, kv)
         call = DsaModuleCall(
             shape=shape,
             index_heads=float(mixer.indexer.heads),
@@ -199,12 +211,13 @@ def _latent_prompt(
             query_tokens=tokens,
             prefix_tokens=prefix_tokens,
             kv_bytes_per_element=min(kv.element_bytes(), 2.0),
-            fp8_weights=fp8,
+            fp8_weights=narrow,
             indexed=float(mixer.indexer.owns_keys),
         )
         variants = sparse_module(deployment, kv, "prefill")
         return [Task(operation=ATTENTION, family=DSA_MODULE, variants=variants, call=call)]
-    how = latent_prompt(deployment, kv)
+    how = latent_prompt(deployment, kv, plain=plain)
+    bounds = caps(mixer, kv)
     module = MlaModuleCall(
         shape=shape,
         batch=1.0,
@@ -212,16 +225,18 @@ def _latent_prompt(
         query_tokens=tokens,
         context_tokens=prefix_tokens + tokens,
         kv_bytes_per_element=min(kv.element_bytes(), 2.0),
-        fp8_weights=fp8,
+        fp8_weights=narrow,
         compute=how.compute,
         kernel=how.kernel,
+        window_tokens=min(bounds) if bounds else 0.0,
     )
     tasks: list[Task] = [
         Task(operation=ATTENTION, family=MLA_PREFILL_MODULE, variants=how.variants, call=module)
     ]
     expand = next(m for m in mixer.matrices if m.name == "kv_up")
     columns = heads * (mixer.nope_dim + mixer.v_dim)
-    again = num.larger(prefix_tokens + 0.0, 1.0)
+    seen = num.smaller(prefix_tokens + 0.0, bounds[0]) if bounds else prefix_tokens
+    again = num.larger(seen + 0.0, 1.0)
     stored = stored_format(expand, deployment)
     depth = float(expand.inputs)
     runs: Any = num.choose(prefix_tokens > 0, 1.0, 0.0)
@@ -229,20 +244,56 @@ def _latent_prompt(
     return [*tasks, *(product.times(runs) for product in products)]
 
 
+def _refuse_strategy(mixer: LatentAttention, deployment: Deployment, kv: KvStrategy) -> None:
+    """Sparse modules were measured with the model's own selection on one rank's cache."""
+    latents = next(stream for stream in streams(mixer) if stream.kind == "kv")
+    own = Dense().read_tokens(latents, ENDLESS)
+    chosen = kv.scan_bytes(latents, ENDLESS) or kv.sight() is not None
+    if chosen or kv.read_tokens(latents, ENDLESS) != own or deployment.dcp * deployment.cp > 1:
+        raise UnmeasuredError("sparse latent attention was measured with its own selection alone")
+
+
+ENDLESS = 2.0**40
+
+
 def _recurrent_prompt(mixer: RecurrentState, deployment: Deployment, tokens: Num) -> list[Task]:
-    share = cut_share(mixer.heads, deployment.tp)
-    width = float(sum(m.inputs for m in mixer.matrices if m.name == "out")) * share
-    heads = mixer.heads * share
-    dim = width / heads
-    conv = convolution(tokens=tokens, channels=3.0 * width)
-    walk = scan(batch=1.0, tokens=tokens, k_heads=heads, v_heads=heads, k_dim=dim, v_dim=dim)
-    return [
-        _recurrence(conv, ("vllm", "causal_conv1d_fn")),
-        _recurrence(walk, ("vllm", "chunk_gated_delta_rule_flashinfer")),
-    ]
+    if deployment.cp > 1:
+        raise UnmeasuredError("context-parallel recurrent layers were not measured")
+    stack, share = deployment.stack, cut_share(mixer.heads, deployment.tp)
+    heads, dims = _state(mixer)
+    walk = scan(
+        batch=1.0,
+        tokens=tokens,
+        k_heads=heads[0] * share,
+        v_heads=heads[1] * share,
+        k_dim=dims[0],
+        v_dim=dims[1],
+    )
+    tasks = [_recurrence(walk, recurrent(stack, mixer.kind, "scan"))]
+    if mixer.conv_elements:
+        conv = convolution(tokens=tokens, channels=mixer.conv_elements / CONV_TAIL * share)
+        tasks.append(_recurrence(conv, recurrent(stack, mixer.kind, "convolution")))
+    return tasks
 
 
-def _recurrence(call: LinearAttentionCall, *variants: Variant) -> Task:
+CONV_TAIL = 3.0
+"""Earlier tokens that a convolution of width 4 keeps for each channel."""
+
+
+def _state(mixer: RecurrentState) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Heads of keys and of values, and their dimensions. Raises UnmeasuredError for a state that is
+    no matrix for each head (Mamba-1)."""
+    outputs = {matrix.name: float(matrix.outputs) for matrix in mixer.matrices}
+    values = outputs.get("v", outputs.get("x", 0.0))
+    v_dim = values / mixer.heads
+    if mixer.kind == "mamba-1" or not values:
+        raise UnmeasuredError(f"{mixer.kind} layers have no measured kernel")
+    k_dim = mixer.state_elements / values
+    keys = outputs.get("k", outputs.get("bc", 0.0) / 2.0)
+    return (max(keys / k_dim, 1.0), float(mixer.heads)), (k_dim, v_dim)
+
+
+def _recurrence(call: LinearAttentionCall, variants: tuple[Variant, ...]) -> Task:
     return Task(operation="recurrence", family=LINEAR_ATTENTION, variants=variants, call=call)
 
 
@@ -271,6 +322,29 @@ def step_tasks(
     raise UnmeasuredError("compressed attention has no measured kernel")
 
 
+def _element_bytes(kv: KvStrategy, stream: Stream, read: Num) -> Num:
+    """Bytes that a step reads for each cached K or V element, scales included."""
+    elements = stream.heads * (stream.k_elements + stream.v_elements) / stream.tokens_per_entry
+    each: Num = kv.payload_bytes(stream, read) / (read * elements)
+    return each
+
+
+SCAN_ROW_BYTES = 16384.0
+"""What one thread block reads of what a strategy chooses by, at a time."""
+
+
+def _select(
+    deployment: Deployment, kv: KvStrategy, stream: Stream, sequences: Num, context: Num, share: Any
+) -> list[Task]:
+    """Reading what a strategy chooses by, of all stored tokens."""
+    if kv.host_fraction():
+        raise UnmeasuredError("reading a cache from host memory was not measured")
+    if not kv.scan_bytes(stream, ENDLESS):
+        return []
+    scanned = kv.scan_bytes(stream, kv.stored_tokens(stream, context)) * share
+    return [moved("select", deployment, sequences * scanned, SCAN_ROW_BYTES)]
+
+
 def _grouped_step(
     mixer: GroupedAttention,
     deployment: Deployment,
@@ -280,8 +354,6 @@ def _grouped_step(
 ) -> list[Task]:
     if mixer.selection is not None:
         raise UnmeasuredError("block-sparse attention has no measured kernel")
-    if kv.host_fraction():
-        raise UnmeasuredError("reading a cache from host memory was not measured")
     cut = deployment.dcp * deployment.cp
     stream = Stream(
         heads=mixer.kv_heads,
@@ -290,7 +362,6 @@ def _grouped_step(
         cap_tokens=mixer.window_tokens or mixer.chunk_tokens,
     )
     read: Num = kv.read_tokens(stream, context_tokens)
-    stored: Num = kv.stored_tokens(stream, context_tokens)
     kv_heads = mixer.kv_heads * cut_share(mixer.kv_heads, deployment.tp)
     q_heads = mixer.q_heads * cut_share(mixer.q_heads, deployment.tp) * deployment.dcp
     windowed = stream.cap_tokens is not None or kv.sight() is not None
@@ -301,19 +372,16 @@ def _grouped_step(
         head_dim=(mixer.k_dim + mixer.v_dim) / 2.0,
         context_tokens=read / cut,
         window_tokens=0.0,
-        kv_bytes_per_element=element_bytes(kv, stream),
+        kv_bytes_per_element=_element_bytes(kv, stream, read),
     )
     variants = step_attention(
         deployment, kv, grouped=mixer.q_heads > mixer.kv_heads, windowed=windowed
     )
-    tasks: list[Task] = [
-        Task(operation=ATTENTION, family=DECODE_ATTENTION, variants=variants, call=call)
-    ]
-    if kv.scan_bytes(stream, TYPICAL_TOKENS):
-        scan_bytes = kv.scan_bytes(stream, stored) * (kv_heads / mixer.kv_heads / cut)
-        tasks.append(moved("select", sequences * scan_bytes, scan_bytes))
+    task = Task(operation=ATTENTION, family=DECODE_ATTENTION, variants=variants, call=call)
+    share = kv_heads / mixer.kv_heads / cut
+    chosen: list[Task] = _select(deployment, kv, stream, sequences, context_tokens, share)
     gathered: list[Task] = _gathers(deployment, sequences * (q_heads * mixer.k_dim))
-    return [*tasks, *gathered]
+    return [task, *chosen, *gathered]
 
 
 def _gathers(deployment: Deployment, elements: Num) -> list[Task]:
@@ -339,57 +407,65 @@ def _latent_step(
 ) -> list[Task]:
     cut = deployment.dcp * deployment.cp
     heads = mixer.q_heads * cut_share(mixer.q_heads, deployment.tp)
-    shape, fp8 = latent_shape(model, mixer), _has_fp8_weights(mixer, deployment)
+    shape = latent_shape(model, mixer)
+    narrow, plain = _narrow_weights(mixer, deployment)
     latents = next(stream for stream in streams(mixer) if stream.kind == "kv")
-    read: Num = kv.read_tokens(latents, context_tokens) / cut
-    each = element_bytes(kv, latents)
+    read: Num = kv.read_tokens(latents, context_tokens)
+    each = _element_bytes(kv, latents, read)
+    chosen: list[Task] = _select(deployment, kv, latents, sequences, context_tokens, 1.0 / cut)
     if mixer.indexer is not None:
+        _refuse_strategy(mixer, deployment, kv)
         call = DsaModuleCall(
             shape=shape,
             index_heads=float(mixer.indexer.heads),
             batch=sequences,
             q_heads=heads,
             query_tokens=1.0,
-            prefix_tokens=context_tokens / cut,
+            prefix_tokens=context_tokens,
             kv_bytes_per_element=each,
-            fp8_weights=fp8,
+            fp8_weights=narrow,
             indexed=float(mixer.indexer.owns_keys),
         )
         variants = sparse_module(deployment, kv, "decode")
         return [Task(operation=ATTENTION, family=DSA_MODULE, variants=variants, call=call)]
-    found, compute = latent_step(deployment, kv)
+    found, compute = latent_step(deployment, kv, plain=plain)
     module = MlaModuleCall(
         shape=shape,
         batch=sequences,
-        q_heads=heads * deployment.dcp,
+        q_heads=heads,
         query_tokens=1.0,
-        context_tokens=read,
+        context_tokens=read / cut,
         kv_bytes_per_element=each,
-        fp8_weights=fp8,
+        fp8_weights=narrow,
         compute=compute,
         kernel="fa3",
+        gathered=float(deployment.dcp),
     )
-    step: Task = Task(operation=ATTENTION, family=MLA_DECODE_MODULE, variants=found, call=module)
+    step = Task(operation=ATTENTION, family=MLA_DECODE_MODULE, variants=found, call=module)
     width = heads * deployment.dcp * (mixer.latent_dim + mixer.rope_dim)
     gathered: list[Task] = _gathers(deployment, sequences * width)
-    return [step, *gathered]
+    return [step, *chosen, *gathered]
 
 
 def _recurrent_step(mixer: RecurrentState, deployment: Deployment, sequences: Num) -> list[Task]:
-    share = cut_share(mixer.heads, deployment.tp)
-    tail = mixer.conv_elements * share
-    conv = convolution_step(batch=sequences, channels=tail / 3.0, width=4.0)
-    moved_bytes = sequences * (2.0 * state_bytes(mixer) * share)
-    step = LinearAttentionCall(
-        moved_bytes=moved_bytes, scan_tokens=0.0 * moved_bytes, scan_heads=0.0 * moved_bytes
-    )
-    return [
-        _recurrence(conv, ("vllm", "causal_conv1d_update")),
-        _recurrence(step, ("vllm", "fused_recurrent_gated_delta_rule_packed_decode")),
-    ]
+    stack, share = deployment.stack, cut_share(mixer.heads, deployment.tp)
+    _state(mixer)
+    moved_bytes = sequences * (2.0 * mixer.state_elements * mixer.state_bytes * share)
+    none = 0.0 * moved_bytes
+    step = LinearAttentionCall(moved_bytes=moved_bytes, scan_tokens=none, scan_heads=none)
+    tasks = [_recurrence(step, recurrent(stack, mixer.kind, "step"))]
+    if mixer.conv_elements:
+        channels = mixer.conv_elements / CONV_TAIL * share
+        conv = convolution_step(batch=sequences, channels=channels, width=CONV_TAIL + 1.0)
+        tasks.append(_recurrence(conv, recurrent(stack, mixer.kind, "convolution step")))
+    return tasks
 
 
-def moved(operation: str, moved_bytes: Any, row_bytes: Any, name: str = "add") -> Task:
+def moved(
+    operation: str, deployment: Deployment, moved_bytes: Any, row_bytes: Any, name: str = "add"
+) -> Task:
     """An operator that only moves data."""
     call = ElementwiseCall(moved_bytes=moved_bytes, row_bytes=row_bytes)
-    return Task(operation=operation, family=ELEMENTWISE, variants=mover(name), call=call)
+    return Task(
+        operation=operation, family=ELEMENTWISE, variants=mover(deployment.stack, name), call=call
+    )

@@ -40,21 +40,22 @@ def drawn(
     power: PowerModel | None,
     *,
     prompt: bool,
+    repeats: Any = 1.0,
     attention_flops: Any = 0.0,
     attention_compute: str = "bf16",
 ) -> Drawn:
-    """A pass of `work` on one GPU in `found` seconds, `attention_flops` of it attention, counted
-    among its bf16 work though the kernel multiplies in `attention_compute`. A prefill is bound by
-    the SMs where its operations are; a decode step by memory throughout."""
+    """`repeats` passes of `work` on one GPU in `found` seconds, `attention_flops` of it attention,
+    counted among its bf16 work though the kernel multiplies in `attention_compute`. A prefill is
+    bound by the SMs where its operations are; a decode step by memory throughout."""
     if power is None:
         unknown = found.seconds * float("nan")
         return Drawn(
             expected=found, watts=unknown, joules=unknown, joules_low=unknown, joules_high=unknown
         )
-    flops = {compute: count for compute, count in work.compute_flops if compute != "vector"}
+    flops = {c: count * repeats for c, count in work.compute_flops if c != "vector"}
     flops["bf16"] = flops.get("bf16", 0.0) - attention_flops
     flops[f"attention {attention_compute}"] = attention_flops
-    moved_bytes = work.read_bytes + work.write_bytes
+    moved_bytes = (work.read_bytes + work.write_bytes) * repeats
     bound: Any = 0.0
     if prompt:
         for part in found.parts:

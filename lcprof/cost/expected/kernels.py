@@ -1,7 +1,8 @@
 """Which measured kernels stand for those that a serving stack would run on a GPU.
 
-A stack's own kernel comes first, then what is most like it. Every list ends where likeness ends:
-what nothing measured is like has no expected time.
+The first variant of every list is the kernel that is meant, whether it was measured or not; what
+is most like it follows. Every list ends where likeness ends: what nothing measured is like has no
+expected time.
 """
 
 from __future__ import annotations
@@ -14,51 +15,46 @@ from lcprof.domain.gpu import Gpu
 from lcprof.domain.kv import KvStrategy
 from lcprof.domain.weights import WeightFormat
 
-HOPPER = ("Hopper", "Blackwell")
+NEW = ("Hopper", "Blackwell")
 """Architectures that run FlashAttention 3 or what came after it."""
-
-
-LIBRARIES = {
+SAME_LIBRARY = frozenset({"bfloat16"})
+"""Variants that are one library's (cuBLAS) in every stack."""
+WITH = {
     "bfloat16": ("vllm", "trtllm"),
-    "float16": ("vidur",),
     "fp8": ("vllm", "trtllm"),
     "fp8_block": ("vllm", "trtllm", "infersim"),
     "all_reduce": ("vllm", "sglang", "trtllm"),
     "all_reduce eager": ("vllm", "sglang"),
-    "sq": ("trtllm",),
-    "int8_wo": ("trtllm",),
-    "int4_wo": ("trtllm",),
 }
-"""The stacks in which a variant of one name means about the same and was measured."""
+"""The stacks that a variant was measured in."""
 
 
-def alike(stack: str, *variants: str) -> tuple[Variant, ...]:
-    """Variants of every stack that has them, this one's first."""
-    found: list[Variant] = []
-    for variant in variants:
-        stacks = LIBRARIES.get(variant, ("vllm",))
-        found += [(each, variant) for each in sorted(stacks, key=lambda s: s != stack)]
-    return tuple(found)
+def alike(stack: str, variant: str) -> tuple[Variant, ...]:
+    """A stack's variant, then those of the same name that other stacks were measured with."""
+    others = tuple((each, variant) for each in WITH[variant] if each != stack)
+    return ((stack, variant), *others)
 
 
 def is_new(gpu: Gpu) -> bool:
     """Whether the GPU runs Hopper's kernels or later ones."""
-    return gpu.architecture in HOPPER
+    return gpu.architecture in NEW
 
 
-UNMEASURED_CACHES = ("int8", "int4", "kivi")
+def cache_kind(kv: KvStrategy) -> str:
+    """How the cache is stored: "bf16", "fp8", or a format that no stack was measured with."""
+    kinds = [link.kind for link in kv.chain() if link.kind in {"fp8", "int8", "int4", "kivi"}]
+    return kinds[0] if kinds else "bf16"
 
 
-def cache_dtype(kv: KvStrategy) -> str:
-    """The dtype of the cache that a measured kernel reads most alike: "fp8" for 8 bits and less."""
+def measured_cache(kv: KvStrategy) -> str:
+    """The measured cache that a decode step reads most alike: by its bytes."""
     return "bf16" if kv.element_bytes() > 1.0 else "fp8"
 
 
 def meant(stack: str, kv: KvStrategy) -> tuple[Variant, ...]:
-    """What a cache would be read by where no stack has a kernel for it: a variant that no file
-    has, so that what predicts it counts as a stand-in."""
-    kinds = [link.kind for link in kv.chain() if link.kind in UNMEASURED_CACHES]
-    return tuple((stack, f"{kind} cache") for kind in kinds[:1])
+    """The kernel meant for a cache that no stack was measured with; nothing for bf16 and fp8."""
+    kind = cache_kind(kv)
+    return () if kind in {"bf16", "fp8"} else ((stack, f"{kind} cache"),)
 
 
 class Product(Struct, frozen=True, kw_only=True):
@@ -71,40 +67,41 @@ class Product(Struct, frozen=True, kw_only=True):
     compute: str = "bf16"
     dispatch: str = "best"
     quantised: bool = False
-    eager: bool = False
     few_rows: tuple[Variant, ...] = ()
 
 
 def product(stack: str, gpu: Gpu, stored: WeightFormat) -> Product:
     """The product of a stored format. A dtype that the GPU has no unit for is widened in
     registers."""
-    bf16 = alike(stack, "bfloat16", "float16")
+    bf16 = (*alike(stack, "bfloat16"), ("vidur", "float16"))
     bytes_each = stored.matrix_bytes(8192, 8192) / 8192**2
-    if stored.name in {"fp8", "fp8-block"} and "fp8" in gpu.peak_flops:
-        block = stored.name == "fp8-block"
-        names: tuple[str, ...] = ("fp8_block", "fp8") if block else ("fp8", "fp8_block")
+    if stored.compute == "fp8" and "fp8" in gpu.peak_flops:
+        block = stored.group_inputs > 0
+        first, second = ("fp8_block", "fp8") if block else ("fp8", "fp8_block")
         vllm = stack == "vllm"
         return Product(
-            variants=alike(stack, *names),
+            variants=(*alike(stack, first), *alike(stack, second)),
             weight_bytes=1.0,
             activation_bytes=1.0,
             compute="fp8",
             dispatch="rows" if vllm and not block else "best",
             quantised=True,
-            few_rows=alike(stack, "fp8_block few rows") if vllm and block else (),
+            few_rows=(("vllm", "fp8_block few rows"),) if vllm and block else (),
         )
-    if stored.name == "int8" and "int8" in gpu.peak_flops:
+    if stored.compute == "int8" and "int8" in gpu.peak_flops:
         return Product(
-            variants=alike(stack, "sq", "fp8"),
+            variants=((stack, "int8"), ("trtllm", "sq"), *alike(stack, "fp8")),
             weight_bytes=1.0,
             activation_bytes=1.0,
             compute="int8",
             quantised=True,
         )
-    if stored.bits == 4:
-        return Product(variants=(*alike(stack, "int4_wo"), *bf16), weight_bytes=bytes_each)
-    if stored.bits == 8:
-        return Product(variants=(*alike(stack, "int8_wo"), *bf16), weight_bytes=bytes_each)
+    if stored.bits < 16:
+        name = "int4_wo" if stored.bits == 4 else "int8_wo"
+        return Product(
+            variants=((stack, f"{stored.name} weights"), ("trtllm", name), *bf16),
+            weight_bytes=bytes_each,
+        )
     return Product(variants=bf16, weight_bytes=stored.bits / 8)
 
 
@@ -113,29 +110,25 @@ class Experts(Struct, frozen=True, kw_only=True):
 
     variants: tuple[Variant, ...]
     weight_bytes: float
-    compute: str
-    kernel: str = "best"
+    compute: str = "bf16"
 
 
 def experts(stack: str, gpu: Gpu, stored: WeightFormat) -> Experts:
-    """The kernel of routed experts."""
+    """The kernel of routed experts; Triton's is the one that engines fall back on. Its products in
+    fp8 were measured with scales by blocks."""
     bytes_each = stored.matrix_bytes(8192, 8192) / 8192**2
+    bf16 = ("vllm", "bfloat16 triton")
     if stored.bits == 4:
-        names = ("w4a16_mxfp4 triton", "bfloat16 triton")
-        return Experts(variants=alike(stack, *names), weight_bytes=bytes_each, compute="bf16")
+        mxfp4 = ("vllm", "w4a16_mxfp4 triton")
+        own = (stack, "w4a16_mxfp4 triton" if stored.name == "mxfp4" else f"{stored.name} experts")
+        return Experts(variants=(own, mxfp4, bf16), weight_bytes=bytes_each)
     if stored.bits == 8 and "fp8" in gpu.peak_flops:
-        if stored.group_inputs:
-            block = ("fp8_block triton", "fp8_block cutlass", "fp8 cutlass")
-            return Experts(variants=alike(stack, *block), weight_bytes=1.0, compute="fp8")
-        return Experts(
-            variants=alike(stack, "fp8 cutlass"),
-            weight_bytes=1.0,
-            compute="fp8",
-            kernel="wide",
-        )
-    return Experts(
-        variants=alike(stack, "bfloat16 triton"), weight_bytes=bytes_each, compute="bf16"
-    )
+        block = stored.compute == "fp8" and stored.group_inputs > 0
+        own = (stack, "fp8_block triton" if block else f"{stored.name} experts")
+        measured = (("vllm", "fp8_block triton"), ("vllm", "fp8_block cutlass"))
+        return Experts(variants=(own, *measured), weight_bytes=1.0, compute="fp8")
+    own = (stack, "bfloat16 triton" if stored.bits == 16 else f"{stored.name} experts")
+    return Experts(variants=(own, bf16), weight_bytes=bytes_each)
 
 
 class PromptKernel(Struct, frozen=True, kw_only=True):
@@ -148,24 +141,27 @@ class PromptKernel(Struct, frozen=True, kw_only=True):
 
 
 def prompt_attention(deployment: Deployment, kv: KvStrategy) -> PromptKernel:
-    """The kernel of prefill attention. With an fp8 cache the newer ones also multiply in fp8."""
+    """The kernel of prefill attention. With an fp8 cache the newer ones also multiply in fp8; any
+    other narrow cache is widened first."""
     stack, gpu = deployment.stack, deployment.gpu
-    fp8 = kv.element_bytes() == 1.0 and "fp8" in gpu.peak_flops
+    fp8 = cache_kind(kv) == "fp8" and "fp8" in gpu.peak_flops
     if is_new(gpu):
-        dtypes = "bf16, fp8 cache" if fp8 else "bf16, bf16 cache"
-        vllm = ("vllm", f"vllm_flash_attn_fa3 {dtypes}")
-        sglang = ("sglang", "fa3 fp8, fp8 cache" if fp8 else "fa3 bf16, bf16 cache")
-        fused = ("trtllm", "torch_flow fp8, fp8 cache" if fp8 else "torch_flow bf16, bf16 cache")
-        order = {"vllm": (vllm, sglang), "sglang": (sglang, vllm), "trtllm": (fused,)}[stack]
+        plain = "bf16, bf16 cache"
+        vllm = ("vllm", f"vllm_flash_attn_fa3 {'bf16, fp8 cache' if fp8 else plain}")
+        sglang = ("sglang", f"fa3 {'fp8, fp8 cache' if fp8 else plain}")
+        fused = ("trtllm", f"torch_flow {'fp8, fp8 cache' if fp8 else plain}")
+        order = {"vllm": (vllm, sglang), "sglang": (sglang, vllm), "trtllm": (fused, vllm)}[stack]
         return PromptKernel(
-            variants=order,
+            variants=(*meant(stack, kv), *order, ("infersim", "mha, bf16 cache")),
             compute="fp8" if fp8 else "bf16",
             kernel="fmha" if stack == "trtllm" else "fa3",
         )
+    unmeasured = ((stack, f"{cache_kind(kv)} cache"),) if cache_kind(kv) != "bf16" else ()
     if stack == "trtllm":
-        variants: tuple[Variant, ...] = (("trtllm", "torch_flow bf16, bf16 cache"),)
-        return PromptKernel(variants=variants, compute="bf16", kernel="fmha_ampere")
-    variants = (("vllm", "vllm_flash_attn bf16, bf16 cache"),)
+        own: Variant = ("trtllm", "torch_flow bf16, bf16 cache")
+        return PromptKernel(variants=(*unmeasured, own), compute="bf16", kernel="fmha_ampere")
+    plain = "vllm_flash_attn bf16, bf16 cache"
+    variants = (*(unmeasured or ((stack, plain),)), ("vllm", plain))
     return PromptKernel(variants=variants, compute="bf16", kernel="fa2")
 
 
@@ -173,96 +169,139 @@ def step_attention(
     deployment: Deployment, kv: KvStrategy, *, grouped: bool, windowed: bool
 ) -> tuple[Variant, ...]:
     """The kernels of decode attention."""
-    own = _step_kernels(deployment, kv, grouped=grouped, windowed=windowed)
-    return (*meant(deployment.stack, kv), *own)
-
-
-def _step_kernels(
-    deployment: Deployment, kv: KvStrategy, *, grouped: bool, windowed: bool
-) -> tuple[Variant, ...]:
-    stack, dtype = deployment.stack, cache_dtype(kv)
+    stack, dtype = deployment.stack, measured_cache(kv)
     if not is_new(deployment.gpu):
-        own: dict[str, tuple[Variant, ...]] = {
-            "vllm": (("vllm", "vllm_flash_attn bf16 cache"),),
-            "sglang": (("sglang", "flash_attention bf16 cache"),),
-            "trtllm": (("vidur", "flashinfer fp16 cache"),),
+        unmeasured = ((stack, f"{cache_kind(kv)} cache"),) if cache_kind(kv) != "bf16" else ()
+        own: dict[str, Variant] = {
+            "vllm": ("vllm", "vllm_flash_attn bf16 cache"),
+            "sglang": ("sglang", "flash_attention bf16 cache"),
+            "trtllm": ("trtllm", "torch_flow bf16 cache"),
         }
-        return (*own[stack], ("vllm", "vllm_flash_attn bf16 cache"))
+        others = (own[stack], own["vllm"], ("vidur", "flashinfer fp16 cache"))
+        return (*unmeasured, *others)
     fa3 = f"vllm_flash_attn_fa3 {dtype} cache"
     vllm: tuple[Variant, ...] = (("vllm", fa3),)
     if windowed:
         vllm = (("vllm", f"{fa3}, window"), *vllm)
+    like = (*vllm, ("infersim", "mha, bf16 cache"))
     if stack == "trtllm":
-        plain = f"torch_flow {dtype} cache"
-        single = () if grouped else (("trtllm", f"{plain}, one query head per KV head"),)
-        return (*single, ("trtllm", plain))
+        name = f"torch_flow {dtype} cache"
+        single = () if grouped else (("trtllm", f"{name}, one query head per KV head"),)
+        return (*meant(stack, kv), *single, ("trtllm", name), *like)
     if stack == "sglang":
         name = f"triton {dtype} cache, window" if windowed else f"fa3 {dtype} cache"
-        return (("sglang", name), *vllm)
-    return vllm
+        return (*meant(stack, kv), ("sglang", name), *like)
+    return (*meant(stack, kv), *like)
 
 
-def latent_prompt(deployment: Deployment, kv: KvStrategy) -> PromptKernel:
-    """The whole latent attention module on a prompt."""
-    dtype = cache_dtype(kv)
-    vllm = ("vllm", f"FLASH_ATTN, {dtype} cache")
-    fused = ("trtllm", f"default, {dtype} cache")
-    order = (fused, vllm) if deployment.stack == "trtllm" else (vllm, fused)
-    kernel = "fmha" if deployment.stack == "trtllm" else "fa3"
-    return PromptKernel(variants=order, compute="bf16", kernel=kernel)
+def latent_prompt(deployment: Deployment, kv: KvStrategy, *, plain: bool) -> PromptKernel:
+    """The whole latent attention module on a prompt; `plain` says that its weights are bf16 or
+    fp8, as those measured were. SGLang's module was not measured as a whole."""
+    stack, dtype = deployment.stack, measured_cache(kv)
+    vllm, fused = ("vllm", f"FLASH_ATTN, {dtype} cache"), ("trtllm", f"default, {dtype} cache")
+    order = (fused, vllm) if stack == "trtllm" else (vllm, fused)
+    return PromptKernel(
+        variants=(*_latent_meant(deployment, kv, plain=plain), *order),
+        compute="bf16",
+        kernel="fmha" if stack == "trtllm" else "fa3",
+    )
 
 
-def latent_step(deployment: Deployment, kv: KvStrategy) -> tuple[tuple[Variant, ...], str]:
+def latent_step(
+    deployment: Deployment, kv: KvStrategy, *, plain: bool
+) -> tuple[tuple[Variant, ...], str]:
     """The whole latent attention module in a decode step, and the dtype of its products."""
-    dtype = cache_dtype(kv)
+    dtype = measured_cache(kv)
     name = "FLASHMLA, fp8 cache" if dtype == "fp8" else "FLASH_ATTN_MLA, bf16 cache"
     vllm, fused = ("vllm", name), ("trtllm", f"default, {dtype} cache")
-    unmeasured = meant(deployment.stack, kv)
+    unmeasured = _latent_meant(deployment, kv, plain=plain)
     if deployment.stack == "trtllm":
         return (*unmeasured, fused, vllm), "fp8" if dtype == "fp8" else "bf16"
     return (*unmeasured, vllm, fused), "bf16"
 
 
+def _latent_meant(deployment: Deployment, kv: KvStrategy, *, plain: bool) -> tuple[Variant, ...]:
+    if deployment.stack == "sglang" or not plain:
+        return ((deployment.stack, "latent attention module"),)
+    return meant(deployment.stack, kv)
+
+
 def sparse_module(deployment: Deployment, kv: KvStrategy, phase: str) -> tuple[Variant, ...]:
     """The whole module of sparse latent attention; `phase` is "prefill" or "decode"."""
-    dtype = cache_dtype(kv)
+    stack, dtype = deployment.stack, measured_cache(kv)
     vllm = ("vllm", f"{phase} FLASHMLA_SPARSE, {dtype} cache")
     if phase == "prefill":
         kernel = "flashmla_kv" if dtype == "fp8" else "flashmla_sparse"
     else:
         kernel = "flashmla_kv" if dtype == "fp8" else "fa3"
     sglang = ("sglang", f"{phase} {kernel}, {dtype} cache")
-    order = (sglang, vllm) if deployment.stack == "sglang" else (vllm, sglang)
-    return (*meant(deployment.stack, kv), *order)
+    own: tuple[Variant, ...] = (("trtllm", "sparse module"),) if stack == "trtllm" else ()
+    order = (sglang, vllm) if stack == "sglang" else (vllm, sglang)
+    return (*meant(stack, kv), *own, *order)
 
 
-def mover(name: str) -> tuple[Variant, ...]:
-    """An operator that only moves data: measured with Vidur's layers alone."""
-    return (("vidur", name),)
+RECURRENT = {
+    "scan": "chunk_gated_delta_rule_flashinfer",
+    "step": "fused_recurrent_gated_delta_rule_packed_decode",
+    "convolution": "causal_conv1d_fn",
+    "convolution step": "causal_conv1d_update",
+}
+"""vLLM's kernels of gated delta nets."""
+
+
+def recurrent(stack: str, kind: str, part: str) -> tuple[Variant, ...]:
+    """The kernel of a part of a recurrent layer; only gated delta nets were measured with all."""
+    measured = ("vllm", RECURRENT[part])
+    alone = part.startswith("convolution") or kind == "gated-deltanet"
+    return ((stack, RECURRENT[part] if alone else f"{kind} {part}"), measured)
+
+
+def mover(stack: str, name: str) -> tuple[Variant, ...]:
+    """An operator that only moves data: measured in Vidur's layers alone."""
+    return ((stack, name), ("vidur", name))
+
+
+BETWEEN_NODES = (("vidur", "all_reduce between nodes"),)
+
+
+def node_gpus(gpu: Gpu) -> int:
+    """GPUs that are reached without a network: those that the link joins, or a host's eight."""
+    return max(NODE_GPUS, gpu.link_gpus)
+
+
+def is_on_bus(gpu: Gpu, ranks: int) -> bool:
+    """Whether so many ranks of a node exchange over the host's bus."""
+    return gpu.link_gpus < ranks <= node_gpus(gpu)
+
+
+ON_BUS = (("vidur", "all_reduce over PCIe"),)
 
 
 def own_all_reduce(deployment: Deployment, *, eager: bool) -> tuple[Variant, ...]:
-    """The all-reduce of tensor parallelism, in a node or across nodes."""
-    if deployment.tp > NODE_GPUS:
-        return (("vidur", "all_reduce 2 nodes of 8"),)
-    names = ("all_reduce eager", "all_reduce") if eager else ("all_reduce",)
-    return (*alike(deployment.stack, *names), ("nccl", "nccl"))
+    """The all-reduce of tensor parallelism: in a node, over the host's bus, or across nodes."""
+    if deployment.tp > node_gpus(deployment.gpu):
+        return BETWEEN_NODES
+    if is_on_bus(deployment.gpu, deployment.tp):
+        return ON_BUS
+    own = alike(deployment.stack, "all_reduce")
+    return (*(alike(deployment.stack, "all_reduce eager") if eager else ()), *own, ("nccl", "nccl"))
 
 
-def nccl(ranks: int) -> tuple[Variant, ...]:
+def nccl(gpu: Gpu, ranks: int) -> tuple[Variant, ...]:
     """A collective that the library runs."""
-    if ranks > NODE_GPUS:
-        return (("vidur", "all_reduce 2 nodes of 8"),)
-    return (("nccl", "nccl"),)
+    if ranks > node_gpus(gpu):
+        return BETWEEN_NODES
+    return ON_BUS if is_on_bus(gpu, ranks) else (("nccl", "nccl"),)
 
 
-def hand_over(deployment: Deployment) -> tuple[Variant, ...]:
-    """Sending activations to the next pipeline stage."""
-    across = deployment.tp * deployment.pp > NODE_GPUS
-    name = "send_recv 2 nodes of 1" if across else "send_recv in a node"
-    return (("vidur", name),)
+def hand_over(gpu: Gpu, *, across: bool) -> tuple[Variant, ...]:
+    """Sending activations to the next pipeline stage, in a node or across nodes."""
+    if across:
+        return (("vidur", "send_recv between nodes"),)
+    return ON_BUS if gpu.link_gpus == 1 else (("vidur", "send_recv in a node"),)
 
 
-def expert_exchange(part: str, *, low_latency: bool) -> tuple[Variant, ...]:
-    """DeepEP's "dispatch" or "combine"."""
-    return (("sglang", f"{part} low latency" if low_latency else part),)
+def expert_exchange(part: str, *, low_latency: bool, nodes: int) -> tuple[Variant, ...]:
+    """DeepEP's "dispatch" or "combine", the same library in every stack, measured in one node."""
+    measured = ("sglang", f"{part} low latency" if low_latency else part)
+    return (measured,) if nodes == 1 else (("sglang", f"{part} between nodes"), measured)

@@ -101,8 +101,10 @@ def expert_task(ffn: FeedForward, deployment: Deployment, tokens: Num) -> Task:
     routing = random_routing(
         tokens * (ffn.experts_per_token / deployment.ep), touched / deployment.ep
     )
+    # After an exchange a GPU holds the rows for its own experts alone.
+    exchanged = deployment.ep > 1 and deployment.dp > 1
     call = MoeCall(
-        tokens=tokens,
+        tokens=tokens / deployment.ep if exchanged else tokens,
         top_k=float(ffn.experts_per_token),
         hidden=float(first.inputs),
         inter=inter,
@@ -115,6 +117,5 @@ def expert_task(ffn: FeedForward, deployment: Deployment, tokens: Num) -> Task:
         weight_bytes=how.weight_bytes,
         expert_parallel=float(deployment.ep > 1),
         compute=how.compute,
-        kernel=how.kernel,
     )
     return Task(operation="experts", family=MOE, variants=how.variants, call=call)

@@ -1,9 +1,9 @@
 """Expected seconds of a whole prefill and of a decode step, from the kernel calls in them.
 
 Calls follow each other on a GPU's stream, so their times add; the ring of context parallelism
-overlaps with attention and counts where it is the longer. A prefill's chunks are summed exactly for
-the first, the second and the last, and linearly between: a chunk's attention grows by the same for
-each chunk before it.
+overlaps with attention and counts where it is the longer. A prefill's chunks are a few
+representative ones: a chunk's attention grows by the same for each chunk before it, until a window
+is full.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from msgspec import Struct
 
 from lcprof import num
 from lcprof.cost.decode import Step
-from lcprof.cost.expected.attention import prompt_tasks, step_tasks
-from lcprof.cost.expected.exchanges import stage_exchange
+from lcprof.cost.expected.attention import growing_tokens, prompt_tasks, step_tasks
+from lcprof.cost.expected.exchanges import stage_exchanges
 from lcprof.cost.expected.passes import Pass, end_tasks, layer_tasks
 from lcprof.cost.expected.task import Fits, Task, Timed, by_operation, either, furthest, timed
 from lcprof.cost.pairs import chunk_count
@@ -39,19 +39,25 @@ class Clock:
     are told apart by label, so a clock serves one grid of contexts and batches."""
 
     def __init__(self, gpu: Gpu, fits: Fits) -> None:
+        self.gpu = gpu
         self.ceilings: Ceilings = ceilings_of(gpu)
         self.fits = fits
         self._known: dict[Any, list[Timed]] = {}
 
     def timed(self, tasks: Iterable[Task]) -> list[Timed]:
         """Tasks timed, one entry for each operation. Raises UnmeasuredError."""
-        return by_operation(timed(task, self.fits, self.ceilings) for task in tasks)
+        running = (task for task in tasks if not _is_nothing(task.count))
+        return by_operation(timed(task, self.fits, self.ceilings) for task in running)
 
     def once(self, key: Any, tasks: Callable[[], Iterable[Task]]) -> list[Timed]:
         """The same, kept under `key`."""
         if key not in self._known:
             self._known[key] = self.timed(tasks())
         return self._known[key]
+
+
+def _is_nothing(count: Any) -> bool:
+    return isinstance(count, float) and count == 0.0
 
 
 class Expected(Struct, frozen=True, kw_only=True):
@@ -120,24 +126,23 @@ def decode_expected(
     step: Step[Num],
     clock: Clock,
 ) -> Expected:
-    """One decode step. A token passes the pipeline's stages one after the other."""
-    mine = step.rank_sequences(deployment)
-    one: Pass[Num] = Pass(tokens=step.sequences, rank_tokens=mine, prompt=False)
-    rows: Any = mine if isinstance(mine, float) else "step"
+    """One decode step. A token passes the pipeline's stages one after the other, with those in
+    flight beside it (`Step.in_flight`)."""
+    passing: Step[Num] = step.in_flight(deployment)
+    mine = passing.rank_sequences(deployment)
+    one: Pass[Num] = Pass(rank_tokens=mine, expert_tokens=passing.sequences + 0.0, prompt=False)
+    rows: Any = (mine, passing.sequences) if isinstance(mine, float) else "step"
     parts: list[Timed] = []
     for index, (group, layers) in enumerate(zip(model.groups, model.group_counts(), strict=True)):
-        key = (model, deployment, index, rows, step.sequences if rows is mine else "")
         layer = partial(layer_tasks, model, group, deployment, one)
-        shared: list[Timed] = clock.once(key, layer)
+        shared: list[Timed] = clock.once((model, deployment, index, rows), layer)
         own: list[Timed] = clock.timed(
             step_tasks(model, group, deployment, kv, mine, step.context_tokens)
         )
         parts += [part.scaled(layers) for part in (*shared, *own)]
     ends: tuple[list[Task], list[Task]] = end_tasks(model, deployment, one, mine)
     parts += clock.once((model, deployment, "ends", rows), lambda: (*ends[0], *ends[1]))
-    if deployment.pp > 1:
-        handed = stage_exchange(model, deployment, mine).times(deployment.pp - 1.0)
-        parts += clock.timed([handed])
+    parts += clock.timed(stage_exchanges(model, deployment, mine))
     return expected(by_operation(parts))
 
 
@@ -151,10 +156,8 @@ def prefill_expected(
     """A chunked prefill of one sequence: the slowest stage of the pipeline, kept busy by its
     chunks, and the bubble of filling it, (chunks + pp - 1) / chunks (GPipe, arXiv:1811.06965,
     section 2.3)."""
-    pieces = chunks(span)
     whole = [
-        _stage(model, deployment, kv, stage, pieces, clock)
-        for stage in stages(model, deployment.pp)
+        _stage(model, deployment, kv, stage, span, clock) for stage in stages(model, deployment.pp)
     ]
     slowest = whole[0]
     for other in whole[1:]:
@@ -193,20 +196,38 @@ class Chunk(Struct, frozen=True, kw_only=True):
     label: str
 
 
-def chunks(span: Span[Num]) -> list[Chunk]:
-    """A prefill as a few representative chunks. Those of a scalar that do not occur are left out;
-    of arrays they count no times."""
+def chunks(span: Span[Num], growing_tokens: float | None = None) -> list[Chunk]:
+    """A prefill as a few representative chunks. What a chunk costs grows by the same for each chunk
+    before it, up to a prefix of `growing_tokens` (None: without end), and no more beyond it. Chunks
+    of a scalar that do not occur are left out; of arrays they count no times."""
     size = span.chunk_tokens
     whole = num.floor(span.tokens / size)
     rest = span.tokens - whole * size
-    middle = num.larger(whole - 1.0, 0.0)
-    one = num.choose(whole > 0, 1.0, 0.0)
-    first, second = span.start, span.start + size
-    last = span.start + num.larger(whole - 1.0, 1.0) * size
+    later = num.larger(whole - 1.0, 0.0)
+    rising: Any = later
+    if growing_tokens is not None:
+        reach = num.larger(num.floor((growing_tokens - span.start) / size), 0.0)
+        rising = num.smaller(later, reach)
     found: list[Chunk] = [
-        Chunk(prefix_tokens=first, tokens=size, times=one, label="first"),
-        Chunk(prefix_tokens=second, tokens=size, times=middle / 2.0, label="second"),
-        Chunk(prefix_tokens=last, tokens=size, times=middle / 2.0, label="last"),
+        Chunk(
+            prefix_tokens=span.start,
+            tokens=size,
+            times=num.choose(whole > 0, 1.0, 0.0),
+            label="first",
+        ),
+        Chunk(prefix_tokens=span.start + size, tokens=size, times=rising / 2.0, label="second"),
+        Chunk(
+            prefix_tokens=span.start + num.larger(rising, 1.0) * size,
+            tokens=size,
+            times=rising / 2.0,
+            label="risen",
+        ),
+        Chunk(
+            prefix_tokens=span.start + num.larger(later, 1.0) * size,
+            tokens=size,
+            times=later - rising,
+            label="last",
+        ),
         Chunk(
             prefix_tokens=span.start + whole * size,
             tokens=num.larger(rest, 1.0),
@@ -222,28 +243,40 @@ def _stage(
     deployment: Deployment,
     kv: KvStrategy,
     stage: Stage,
-    pieces: list[Chunk],
+    span: Span[Num],
     clock: Clock,
 ) -> Expected:
     """All chunks through one pipeline stage."""
     parts: list[Timed] = []
-    for piece in pieces:
+    for group, layers in stage.counts:
+        for piece in chunks(span, growing_tokens(group, kv)):
+            own: list[Timed] = clock.timed(
+                prompt_tasks(model, group, deployment, kv, piece.prefix_tokens, piece.tokens)
+            )
+            parts += counted(own, piece.times * layers)
+    for piece in chunks(span, 0.0):
         one: Pass[Any] = Pass(
-            tokens=piece.tokens, rank_tokens=piece.tokens / deployment.cp, prompt=True
+            rank_tokens=piece.tokens / deployment.cp,
+            expert_tokens=piece.tokens / deployment.cp * span.groups,
+            prompt=True,
         )
         tokens: Any = piece.tokens if isinstance(piece.tokens, float) else piece.label
         here: list[Timed] = []
         for group, layers in stage.counts:
-            key = (model, deployment, model.groups.index(group), tokens)
+            key = (model, deployment, model.groups.index(group), tokens, span.groups)
             layer = partial(layer_tasks, model, group, deployment, one)
             shared: list[Timed] = clock.once(key, layer)
-            own: list[Timed] = clock.timed(
-                prompt_tasks(model, group, deployment, kv, piece.prefix_tokens, piece.tokens)
-            )
-            here += [part.scaled(layers) for part in (*shared, *own)]
+            here += [part.scaled(layers) for part in shared]
         begin, end = end_tasks(model, deployment, one, piece.tokens * 0.0 + 1.0)
         here += clock.timed(begin) if stage.first else []
         here += clock.timed(end) if stage.last else []
-        here += [] if stage.last else clock.timed([stage_exchange(model, deployment, piece.tokens)])
-        parts += [part.scaled(piece.times).within(piece.times > 0) for part in here]
+        if not stage.last:
+            sent: list[Task] = stage_exchanges(model, deployment, piece.tokens / deployment.cp)
+            here += clock.timed(task.times(1.0 / (deployment.pp - 1.0)) for task in sent)
+        parts += counted(here, piece.times)
     return expected(by_operation(parts))
+
+
+def counted(parts: list[Timed], times: Any) -> list[Timed]:
+    """Parts `times` over, their distance taken where they occur."""
+    return [part.scaled(times).within(times > 0) for part in parts]

@@ -8,11 +8,15 @@ from msgspec import Struct
 
 from lcprof.domain.gpu import Gpu
 
+TYPICAL_SM_COUNT = 132.0
+TYPICAL_L2_BYTES = 50.0 * 2**20
+TYPICAL_CLOCK_HZ = 1.8e9
+TYPICAL_HOST_BYTES_PER_S = 32e9
+
 
 class Ceilings(Struct, frozen=True, kw_only=True):
     """What a GPU's data sheet promises: bytes/s, dense FLOP/s by compute dtype, SM count, bytes/s
-    of its links in one direction (the bus's without, 0 where neither is known), L2 bytes and boost
-    clock."""
+    of its links in one direction (0 without) and of its bus to the host, L2 bytes, boost clock."""
 
     bandwidth_bytes_per_s: float
     peak_flops: Mapping[str, float]
@@ -20,25 +24,22 @@ class Ceilings(Struct, frozen=True, kw_only=True):
     link_bytes_per_s: float
     l2_bytes: float
     clock_hz: float
+    host_bytes_per_s: float = TYPICAL_HOST_BYTES_PER_S
 
     def flops_per_s(self, compute: str) -> float:
         """Dense peak of a compute dtype; bf16's where the chip has no unit for it."""
         return self.peak_flops.get(compute) or self.peak_flops["bf16"]
 
 
-TYPICAL_SM_COUNT = 132.0
-TYPICAL_L2_BYTES = 50.0 * 2**20
-TYPICAL_CLOCK_HZ = 1.8e9
-
-
 def ceilings_of(gpu: Gpu) -> Ceilings:
     """A GPU's ceilings. Where its file does not say how many SMs, how much L2 or which clock it
-    has, those of an H100 stand in: they shape small calls only."""
+    has, those of an H100 stand in: they shape small calls only; so does PCIe 4.0 for its bus."""
     return Ceilings(
         bandwidth_bytes_per_s=gpu.bandwidth_bytes_per_s,
         peak_flops=gpu.peak_flops,
         sm_count=float(gpu.sm_count or TYPICAL_SM_COUNT),
-        link_bytes_per_s=gpu.link_bytes_per_s or gpu.pcie_bytes_per_s,
+        link_bytes_per_s=gpu.link_bytes_per_s,
         l2_bytes=gpu.l2_bytes or TYPICAL_L2_BYTES,
         clock_hz=gpu.boost_hz or TYPICAL_CLOCK_HZ,
+        host_bytes_per_s=gpu.pcie_bytes_per_s or TYPICAL_HOST_BYTES_PER_S,
     )

@@ -21,7 +21,8 @@ class ExchangeCall(Struct, frozen=True, kw_only=True):
     """One dispatch or combine. `tokens` are those of each GPU, `copies` how many rows of `hidden`
     elements each becomes: the GPUs that `reached_ranks` expects, or every chosen expert in
     low-latency mode. `sms` copy them; `expert_sms` gives low-latency mode's. `polled` are the
-    experts whose arrivals a low-latency kernel waits for one by one."""
+    experts whose arrivals a low-latency kernel waits for one by one. `far_copies` of each token go
+    to other nodes, at `network_bytes_per_s`."""
 
     tokens: Any
     hidden: Any
@@ -29,15 +30,8 @@ class ExchangeCall(Struct, frozen=True, kw_only=True):
     sms: Any
     element_bytes: float
     polled: Any = 0.0
-
-
-def reached_ranks(top_k: int, experts: int, ranks: int) -> float:
-    """How many of `ranks` GPUs hold one of `top_k` experts drawn without repetition."""
-    local = experts // ranks
-    missed = 1.0
-    for drawn in range(top_k):
-        missed *= max(experts - local - drawn, 0) / (experts - drawn)
-    return ranks * (1.0 - missed)
+    far_copies: Any = 0.0
+    network_bytes_per_s: float = 1.0
 
 
 def expert_sms(experts: int, sm_count: int) -> float:
@@ -83,6 +77,8 @@ def seconds(call: ExchangeCall, ceilings: Ceilings, parameters: Mapping[str, flo
     p = parameters
     row_bytes = call.hidden * call.element_bytes
     sent = call.tokens * call.copies * row_bytes / (p["link"] * ceilings.link_bytes_per_s)
+    far = call.tokens * call.far_copies * row_bytes / call.network_bytes_per_s
+    sent = num.larger(sent, far)
     row_s = row_bytes / p["sm_bytes_per_s"]
     token_s = p["token_s"] + call.copies * p["row_s"] + (call.copies + p["own"]) * row_s
     copied = call.tokens * token_s / call.sms

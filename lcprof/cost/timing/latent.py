@@ -18,7 +18,7 @@ from lcprof.domain.calibration import Parameter
 
 
 class LatentShape(Struct, frozen=True, kw_only=True):
-    """Dimensions of one layer's latent attention."""
+    """Dimensions of one layer's latent attention; without a query latent `q_rank` is 0."""
 
     hidden: Any
     q_rank: Any
@@ -72,7 +72,8 @@ def projection_elements(shape: LatentShape, q_heads: Any) -> tuple[Any, Any]:
     """Weight elements of the projections: those outside the heads' key and value expansion, and
     the expansion's (bf16 in every engine, since absorbing needs it so)."""
     down = shape.hidden * (shape.q_rank + shape.kv_rank + shape.rope_dim)
-    up = shape.q_rank * q_heads * (shape.nope_dim + shape.rope_dim)
+    source = num.choose(shape.q_rank > 0, shape.q_rank, shape.hidden)
+    up = source * q_heads * (shape.nope_dim + shape.rope_dim)
     out = q_heads * shape.v_dim * shape.hidden
     return down + up + out, shape.kv_rank * q_heads * (shape.nope_dim + shape.v_dim)
 

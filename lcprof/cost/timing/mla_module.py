@@ -7,6 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from lcprof import num
 from lcprof.cost.timing import mla_decode, prefill_attention
 from lcprof.cost.timing.ceilings import Ceilings
 from lcprof.cost.timing.family import Family
@@ -68,7 +69,9 @@ DECODE_PARAMETERS = {
 class MlaModuleCall(Struct, frozen=True, kw_only=True):
     """`query_tokens` new tokens in each of `batch` sequences: a prompt (`context_tokens` equal to
     them) or one token at `context_tokens`. `fp8_weights` is 1.0 or 0.0, `compute` the dtype of a
-    decode step's attention, `kernel` a key of `prefill_attention.KERNELS`."""
+    decode step's attention, `kernel` a key of `prefill_attention.KERNELS`. A prompt's queries see
+    `window_tokens` (0: all). The heads of `gathered` ranks share a decode step's attention, each
+    rank projecting its own."""
 
     shape: LatentShape
     batch: Any
@@ -79,6 +82,8 @@ class MlaModuleCall(Struct, frozen=True, kw_only=True):
     fp8_weights: Any
     compute: str
     kernel: str
+    window_tokens: Any = 0.0
+    gathered: Any = 1.0
 
 
 def prefill_core(call: MlaModuleCall) -> prefill_attention.PrefillAttentionCall:
@@ -91,7 +96,7 @@ def prefill_core(call: MlaModuleCall) -> prefill_attention.PrefillAttentionCall:
         v_dim=call.shape.v_dim + 0.0 * call.batch,
         query_tokens=call.query_tokens,
         prefix_tokens=call.context_tokens - call.query_tokens,
-        window_tokens=0.0 * call.batch,
+        window_tokens=call.window_tokens + 0.0 * call.batch,
         causal=1.0 + 0.0 * call.batch,
         compute="bf16",
         kernel=call.kernel,
@@ -103,7 +108,7 @@ def decode_core(call: MlaModuleCall) -> mla_decode.MlaDecodeCall:
     """The attention of a decode step, absorbed."""
     return mla_decode.MlaDecodeCall(
         batch=call.batch,
-        q_heads=call.q_heads,
+        q_heads=call.q_heads * call.gathered,
         context_tokens=call.context_tokens,
         kv_bytes_per_element=call.kv_bytes_per_element,
         compute=call.compute,
@@ -152,10 +157,12 @@ def _projections(call: MlaModuleCall, ceilings: Ceilings, parameters: Mapping[st
 
 def features(call: MlaModuleCall) -> Mapping[str, Any]:
     """What the box of a fit is made of."""
+    windowed = num.choose(call.window_tokens > 0, call.window_tokens, call.context_tokens)
+    kept = num.smaller(call.context_tokens, call.query_tokens + windowed)
     return {
         "tokens": call.batch * call.query_tokens,
-        "context_tokens": call.context_tokens,
-        "cached_tokens": call.batch * call.context_tokens,
+        "context_tokens": kept,
+        "cached_tokens": call.batch * kept,
         "q_heads": call.q_heads,
     }
 

@@ -135,6 +135,13 @@ def pairs(call: PrefillAttentionCall) -> Any:
     return num.choose(call.window_tokens > 0, windowed, seen)
 
 
+def kept_tokens(call: PrefillAttentionCall) -> Any:
+    """Keys that any query of the call sees: its own, and of the prefix what a window reaches."""
+    reach = num.smaller(call.prefix_tokens + 0.0, call.window_tokens)
+    kept = num.choose(call.window_tokens > 0, reach, call.prefix_tokens + 0.0)
+    return call.query_tokens + kept
+
+
 def flops(call: PrefillAttentionCall) -> Any:
     """Multiply-adds of both products, counted as two."""
     per_pair = 2.0 * (call.qk_dim + call.v_dim)
@@ -193,7 +200,13 @@ def seconds(call: PrefillAttentionCall, ceilings: Ceilings, parameters: Mapping[
     combine = num.choose(splits > 1.0, parameters["split_s"] * splits * ctas, 0.0)
     tokens = call.batch * call.query_tokens
     q_bytes = 2.0 * tokens * call.q_heads * (call.qk_dim + call.v_dim)
-    kv = call.batch * keys * call.kv_heads * (call.qk_dim + call.v_dim) * call.kv_bytes_per_element
+    kv = (
+        call.batch
+        * kept_tokens(call)
+        * call.kv_heads
+        * (call.qk_dim + call.v_dim)
+        * call.kv_bytes_per_element
+    )
     moved = (q_bytes + kv) / (ceilings.bandwidth_bytes_per_s * parameters["stream"])
     return parameters["launch_s"] + busy + combine + moved
 
@@ -202,7 +215,7 @@ def features(call: PrefillAttentionCall) -> Mapping[str, Any]:
     """What the box of a fit is made of."""
     return {
         "query_tokens": call.query_tokens,
-        "context_tokens": call.query_tokens + call.prefix_tokens,
+        "context_tokens": kept_tokens(call),
         "sequence_heads": call.batch * call.q_heads,
         "head_dim": call.qk_dim,
     }

@@ -83,10 +83,18 @@ def test_nodes_and_pcie_are_variants_of_their_own() -> None:
     )
     found = collective.vidur(frame)
     assert {batch.variant for batch in found.known} == {
-        "all_reduce 2 nodes of 8",
+        "all_reduce between nodes",
         "all_reduce in a node",
         "all_reduce over PCIe",
     }
+    far, near, bus = (
+        next(batch for batch in found.known if batch.variant == f"all_reduce {place}")
+        for place in ("between nodes", "in a node", "over PCIe")
+    )
+    assert (far.call.ranks[0], far.call.nodes[0]) == (16, 2)
+    assert near.call.nodes[0] == bus.call.nodes[0] == 1
+    assert far.stand_ins == ("send_recv between nodes",)
+    assert (near.elsewhere, bus.elsewhere) == ((("nccl", "nccl"),), ())
     assert [list(rows) for rows in found.declined.values()] == [[3]]
 
 

@@ -51,6 +51,17 @@ def test_unknown_folders_and_tables_and_damaged_tables_are_refused(tmp_path: Pat
     assert "Traceback" not in damaged.stderr
 
 
+def test_what_a_stack_did_not_measure_another_stacks_calibration_predicts(tmp_path: Path) -> None:
+    """Vidur has no all-reduce within a DGX A100 among the fitted rows; nccl-tests has: 67 MB over
+    eight GPUs took 0.595 ms there."""
+    row = "a100_dgx,all_reduce,8,8,8,67108864,0.6"
+    header = "network_device,op,num_workers,devices_per_node,max_devices_per_node,size_bytes"
+    (tmp_path / "vidur_network.csv").write_text(f"{header},min_over_ranks_ms\n{row}\n")
+    (found, *_) = json.loads(score(str(tmp_path), "--json").stdout)
+    assert (found["rows"], found["declined"], found["transported"]) == (1, 0, 1)
+    assert found["median"] < 0.05
+
+
 def test_an_empty_folder_has_no_scores(tmp_path: Path) -> None:
     found = score(str(tmp_path), "--json")
     assert (found.returncode, json.loads(found.stdout)) == (0, [])

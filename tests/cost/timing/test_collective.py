@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from lcprof.cost.timing.ceilings import Ceilings
-from lcprof.cost.timing.collective import COLLECTIVE, CollectiveCall
+from lcprof.cost.timing.collective import COLLECTIVE, CollectiveCall, narrow_limit
 
 H100 = Ceilings(
     bandwidth_bytes_per_s=3.35e12,
@@ -58,6 +58,28 @@ def test_a_switch_that_reduces_takes_the_buffer_once() -> None:
     switched = COLLECTIVE.seconds(replace(eight, in_switch=1.0), H100, START)
     assert switched == pytest.approx(2**30 / (START["switch"] * 450e9), rel=0.03)
     assert switched < ring
+
+
+def test_between_nodes_the_network_carries_what_one_node_sends() -> None:
+    """Two nodes of eight reduce 1 GiB: each sends half of it twice, and a rank touches 1/16."""
+    far = replace(REDUCE, ranks=16.0, nodes=2.0)
+    network = {**START, "link": 0.05}
+    rate = 0.05 * 450e9
+    fixed = START["launch_s"] + START["ramp_s"] + 30 * START["hop_s"]
+    local = 2**30 / 16 / (START["local"] * 450e9)
+    found = COLLECTIVE.seconds(far, H100, network)
+    assert found == pytest.approx(2**30 / rate + local + fixed, rel=1e-3)
+    narrow = COLLECTIVE.seconds(replace(far, narrow_bytes=2.0**30), H100, network)
+    assert narrow - found == pytest.approx(2**30 / rate)
+    four = COLLECTIVE.seconds(replace(far, nodes=4.0), H100, network)
+    assert four - found == pytest.approx(2**29 / rate, rel=1e-3)
+
+
+def test_a_flagged_protocol_ends_where_it_was_measured_to() -> None:
+    """A100s: time fell from 2.02 to 1.40 ms from 8.2 to 9.6 MB on two nodes of two, and per byte
+    by half from 11 to 22 MB on two nodes of eight."""
+    assert 8159232 < narrow_limit(4.0, 2.0) < 9568256
+    assert 10977280 < narrow_limit(16.0, 2.0) < 21757952
 
 
 def test_a_tiny_call_costs_its_launch_and_hops() -> None:

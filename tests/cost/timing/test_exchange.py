@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from lcprof.cost.layer import reached_ranks
 from lcprof.cost.timing.ceilings import Ceilings
-from lcprof.cost.timing.exchange import EXCHANGE, ExchangeCall, expert_sms, reached_ranks
+from lcprof.cost.timing.exchange import EXCHANGE, ExchangeCall, expert_sms
 
 H100 = Ceilings(
     bandwidth_bytes_per_s=3.35e12,

@@ -1,0 +1,228 @@
+"""The commands that measure: `measure`, `compare`, `doctor`. They stand beside `cli`, which adds
+them to its own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from lcprof.cli import FITS, INTERRUPTED, NONE_FITS, _asked, _axis_options
+from lcprof.errors import InputError
+
+if TYPE_CHECKING:
+    from lcprof.measure.runner import Outcome
+
+IMPOSSIBLE = OFF_LIMIT = NONE_FITS
+SHOWN_ROWS = 20
+
+MEASURE_EPILOG = """\b
+Examples:
+  lcprof measure scenarios/llama-3.1-8b-1m-one-h200.yaml -o runs/llama --budget 5m
+  lcprof measure scenarios/smoke.yaml --device cpu
+  lcprof measure scenarios/smoke.yaml --device cpu --resume
+  lcprof measure --ceilings
+Exit status: 0 when every row was measured or has its reason, 3 when nothing could be measured, a
+result was wrong or the GPU was lost, 2 for bad input, 130 after Ctrl-C."""
+
+
+@click.command(epilog=MEASURE_EPILOG)
+@click.argument("scenario", required=False, metavar="[SCENARIO.yaml]")
+@_axis_options
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="any scenario key")
+@click.option("-o", "run", metavar="RUN", help="folder of the record; runs/NAME-DEVICE by default")
+@click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True)
+@click.option("--impl", "impls", multiple=True, metavar="NAME", help="lcprof, torch, naive, ...")
+@click.option("--only", multiple=True, metavar="OPERATION", help="decode_attention, gemm, ...")
+@click.option("--budget", metavar="TIME", help="begin no point after this long: 5m")
+@click.option("--sustained", default="1 s", show_default=True, metavar="TIME", help="0 for none")
+@click.option("--ceilings", is_flag=True, help="bandwidths, products and launches first")
+@click.option("--trace", is_flag=True, help="keep each point's Chrome trace in RUN/traces")
+@click.option("--resume", is_flag=True, help="go on with the record in RUN")
+@click.option("--beside-others", is_flag=True, help="although other processes use the GPU")
+def measure(
+    scenario: str | None,
+    settings: tuple[str, ...],
+    run: str | None,
+    device: Literal["cuda", "cpu"],
+    impls: tuple[str, ...],
+    only: tuple[str, ...],
+    budget: str | None,
+    sustained: str,
+    ceilings: bool,
+    trace: bool,
+    resume: bool,
+    beside_others: bool,
+    **axes: tuple[str, ...],
+) -> int:
+    """Run a scenario's kernels on the GPU at hand and put what they took beside the plan.
+
+    Every row is on the disk once it is measured; a run that ended early goes on with --resume.
+    """
+    from lcprof.measure.floors import floors
+    from lcprof.measure.machine import catalogued, flops_per_cycle
+    from lcprof.measure.points import chosen_operations, implementations, points_of
+    from lcprof.measure.record import record_path
+    from lcprof.measure.runner import Settings
+    from lcprof.measure.session import Wish, open_session, run_session
+    from lcprof.report.progress import measuring
+
+    chosen = {"impls": implementations(impls, device), "only": chosen_operations(only)}
+    budget_s, sustained_s = _seconds("--budget", budget), _seconds("--sustained", sustained)
+    bare = scenario is None and not settings and not any(axes.values())
+    asked = None if ceilings and bare else _asked(scenario, axes, settings)
+    cases = [row.case for row in asked.rows] if asked is not None else []
+    points = points_of(cases, device=device, **chosen)
+    stem = Path(scenario).stem if scenario is not None else "ceilings" if bare else "flags"
+    folder = Path(run or f"runs/{stem}-{device}")
+    session = open_session(device, beside_others=beside_others)
+    given = cases[0].deployment.gpu if axes["gpu"] and cases else None
+    sheet = given or catalogued(session.name, session.facts.memory_bytes)
+    sheet = sheet if device == "cuda" else None
+    wish = Wish(
+        run=folder,
+        points=points,
+        predictions=floors(points, sheet),
+        scenario=_scenario_text(scenario, axes, settings),
+        command=("lcprof", *sys.argv[1:]),
+        ceilings=ceilings,
+        resume=resume,
+    )
+    how = Settings(
+        budget_s=budget_s,
+        sustained_s=sustained_s or 0.0,
+        trace=record_path(folder).parent / "traces" if trace else None,
+        flops_per_cycle=flops_per_cycle(sheet),
+        bandwidth_bytes_per_s=None if sheet is None else sheet.bandwidth_bytes_per_s,
+    )
+    try:
+        with measuring(sys.stderr) as observe:
+            result = run_session(session, wish, how, observe=observe)
+    except KeyboardInterrupt:
+        print(f"interrupted: {folder} keeps what was measured; --resume goes on", file=sys.stderr)
+        return INTERRUPTED
+    if result.dropped_bytes:
+        print(f"a torn last line of {result.dropped_bytes} bytes was cut off", file=sys.stderr)
+    _print_record(folder)
+    return _measured_status(folder, result.outcome)
+
+
+def _measured_status(folder: Path, outcome: Outcome) -> int:
+    """What is left to say of a run, and its exit status."""
+    from lcprof.measure.record import read_record
+
+    if outcome.stopped:
+        left = f"{outcome.left} points are left; --resume goes on" if outcome.left else ""
+        print("stopped:", "; ".join(filter(None, (outcome.stopped, left))), file=sys.stderr)
+    statuses = [row.status for row in read_record(folder).rows.values()]
+    bad = {"wrong", "lost"} & set(statuses)
+    return NONE_FITS if bad or "measured" not in statuses else FITS
+
+
+def _seconds(flag: str, text: str | None) -> float | None:
+    from lcprof.units import DURATION_EXPECTED, parse_duration
+
+    if text is None:
+        return None
+    try:
+        return parse_duration(text)
+    except ValueError:
+        raise InputError.one(flag, given=text, expected=DURATION_EXPECTED) from None
+
+
+def _scenario_text(
+    scenario: str | None, axes: Mapping[str, tuple[str, ...]], settings: tuple[str, ...]
+) -> str:
+    """The text that was planned: the file's, and what flags changed of it."""
+    text = Path(scenario).read_text(encoding="utf-8") if scenario is not None else ""
+    flags = [f"--{key} {each}" for key, given in axes.items() for each in given]
+    flags += [f"--set {each}" for each in settings]
+    return text + "".join(f"# {flag}\n" for flag in flags)
+
+
+def _print_record(folder: Path) -> None:
+    from lcprof.compare.residuals import residuals
+    from lcprof.measure.record import read_record
+    from lcprof.report.measured import record_page
+    from lcprof.report.screen import Screen
+
+    record = read_record(folder)
+    found = residuals(record.rows.values())
+    Screen(sys.stdout).show(record_page(record, found, shown=SHOWN_ROWS))
+    print(f"record: {record.path}")
+
+
+@click.command()
+@click.argument("run")
+@click.argument("other", required=False, metavar="[RUN2]")
+@click.option("--json", "as_json", is_flag=True, help="print a JSON list")
+@click.option("--csv", "csv_path", metavar="FILE", help="also write RUN's rows to a CSV file")
+@click.option("--max-error", metavar="SHARE", help="exit 3 when an error is larger: 10%")
+def compare(
+    run: str, other: str | None, as_json: bool, csv_path: str | None, max_error: str | None
+) -> int:
+    """Put a run's measurements beside its predictions, worst first; or two runs side by side.
+
+    RUN is a run's folder or its record. Floors are shown, and no limit applies to them.
+    """
+    import msgspec
+
+    from lcprof.compare import residuals as room
+    from lcprof.measure.record import read_record
+    from lcprof.report.measured import record_page, runs_page
+    from lcprof.report.screen import Screen
+    from lcprof.units import FRACTION_EXPECTED, parse_fraction
+
+    limit = None
+    if max_error is not None:
+        try:
+            limit = parse_fraction(max_error)
+        except ValueError:
+            raise InputError.one(
+                "--max-error", given=max_error, expected=FRACTION_EXPECTED
+            ) from None
+    first = read_record(Path(run))
+    if other is None:
+        found = room.residuals(first.rows.values())
+        sizes = [abs(each.error) for each in room.expectations(found)]
+        page, items = record_page(first, found), list[Any](found)
+    else:
+        second = read_record(Path(other))
+        changed = room.changes(first, second)
+        sizes = [abs(each.change) for each in changed]
+        alone = room.only_in(first, second), room.only_in(second, first)
+        page = runs_page((run, other), changed, room.differences(first, second), alone)
+        items = list(changed)
+    if csv_path:
+        from lcprof.compare.table import csv_text
+        from lcprof.report.export import write_text
+
+        write_text(csv_path, csv_text(first.rows.values()), where="--csv")
+    if as_json:
+        print(msgspec.json.format(msgspec.json.encode(items)).decode())
+    else:
+        Screen(sys.stdout).show(page)
+    if limit is None:
+        return FITS
+    if not sizes:
+        print("--max-error: nothing was both predicted and measured", file=sys.stderr)
+    return OFF_LIMIT if not sizes or max(sizes) > limit else FITS
+
+
+@click.command()
+@click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True)
+def doctor(device: str) -> int:
+    """Say what this machine can and cannot measure, each with the remedy; 3 when nothing."""
+    from lcprof.measure.doctor import open_doctor, possible
+    from lcprof.report.measured import doctor_page
+    from lcprof.report.screen import Screen
+
+    findings = open_doctor(device).examine()
+    Screen(sys.stdout).show(doctor_page(findings))
+    return FITS if possible(findings) else IMPOSSIBLE
+
+
+COMMANDS = (measure, compare, doctor)

@@ -1,0 +1,1 @@
+"""Where prediction meets measurement: what a record says about both."""

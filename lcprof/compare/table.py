@@ -1,0 +1,61 @@
+"""A record as a table: one row a point, predictions beside measurements."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable
+from typing import Any
+
+from msgspec.structs import asdict
+
+from lcprof.compare.residuals import METRICS
+from lcprof.measure.row import Measured, Row
+
+SAID = ("key", "operation", "implementation", "device", "status", "reason", "note", "source")
+LISTED = ("kernels", "throttle")
+
+
+def columns(row: Row) -> dict[str, Any]:
+    """Column name to value: what the row is, its shape, each metric `_predicted`, `_measured` and
+    `_error` (predicted / measured - 1), then everything else that was measured."""
+    told, got = row.predicted, row.measured
+    table: dict[str, Any] = {name: getattr(row, name) for name in SAID}
+    table["shape"] = " ".join(f"{name}={value}" for name, value in row.shape.items())
+    for metric, field, column in METRICS:
+        predicted, measured = getattr(told, field), getattr(got, column)
+        table[f"{metric}_predicted"] = predicted
+        table[f"{metric}_measured"] = measured
+        table[f"{metric}_error"] = predicted / measured - 1 if predicted and measured else None
+    table |= {
+        "seconds_low": told.low,
+        "seconds_high": told.high,
+        "basis": told.basis,
+        "held_out": told.held_out,
+        "floor_s": told.floor_s,
+        "floor_gpu": told.floor_gpu,
+    }
+    twice = {column for _, _, column in METRICS}
+    rest = {name: value for name, value in asdict(got).items() if name not in twice}
+    for name in LISTED:
+        rest.pop(name)
+    table |= rest
+    table["throttle"] = "; ".join(got.throttle)
+    table["kernels"] = "; ".join(each.name for each in got.kernels)
+    table["grid"] = "; ".join("x".join(map(str, each.grid)) for each in got.kernels)
+    table["registers"] = "; ".join(str(each.registers or "") for each in got.kernels)
+    table["empty"] = "; ".join(f"{name}: {why}" for name, why in row.empty.items())
+    return table
+
+
+def csv_text(rows: Iterable[Row]) -> str:
+    """The rows as CSV with a header; None is an empty cell."""
+    empty = Row(
+        key="", operation="", shape={}, implementation="", device="", status="failed",
+        measured=Measured(),
+    )  # fmt: skip
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=list(columns(empty)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(columns(row) for row in rows)
+    return buffer.getvalue()
