@@ -69,7 +69,7 @@ def _verdict(row: Row) -> str:
     if row.estimate.fits:
         return f"**Fits**: {code(row.case.kv_spec)}, {held}."
     broken = BREAKS[row.estimate.limited_by]
-    return f"**Does not fit**: {code(row.case.kv_spec)} needs {held}; {broken} breaks it."
+    return f"**Does not fit**: {code(row.case.kv_spec)} needs {held}; first to break: {broken}."
 
 
 def _facts(row: Row) -> str:

@@ -386,9 +386,9 @@ def sources(page: Markup) -> str:
     words = (
         "<p>Bytes follow from the model's config and are exact, apart from activations, workspace "
         "and runtime, which are estimates. Times are expected values: interpolated when all that "
-        "weighs lies within the measured shapes, extrapolated when some lies beyond, transported "
-        "when another GPU or kernel was measured. A floor is what the data sheet allows with "
-        "everything overlapped; no engine is faster. TTFT, the time to the first token, is that of "
+        "weighs lies within the measured shapes, extrapolated when some lies so many times beyond, "
+        "transported when another GPU or kernel was measured. A floor is what the data sheet "
+        "allows with everything overlapped; no engine is faster. TTFT, the time to the first token, is that of "
         "one request alone; TPOT, the time per output token, that of a step of the whole batch.</p>"
     )
     built = f"<p>lcprof {page.figure('about', 'lcprof_version')}"

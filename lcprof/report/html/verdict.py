@@ -32,7 +32,7 @@ def verdict(page: Markup) -> str:
     else:
         lead = (
             f'<span class="no">Does not fit.</span> {_asked(page)} needs {memory} on each GPU; '
-            f"{at('rows', 'limited_by')} breaks it."
+            f"first to break: {at('rows', 'limited_by')}."
         )
     parts = [
         f'<p class="verdict">{lead}</p>',
@@ -110,13 +110,15 @@ def _confidence(page: Markup) -> str:
         )
     )
     stack = STACK_NAMES.get(str(page.value("rows", "stack")), "")
+    supposed = "" if page.value("rows", "fits") else " They suppose that it fitted."
     risk = at("rows", "risk")
     if page.value("rows", "risk") != "none":
         risk += f": {at('rows', 'risk_why')} ({at('rows', 'risk_source')})"
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Times"><table>'
         f"<thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>"
-        f"<p>Times are those of {escape(stack)}'s kernels, sustained under the power limit. "
+        f"<p>Times are those of {escape(stack)}'s kernels, sustained under the power limit."
+        f"{supposed} "
         f"Risk to quality is {risk}.</p>"
     )
 
@@ -126,7 +128,7 @@ def _basis(page: Markup, stem: str) -> str:
         return page.figure("rows", f"{stem}_basis")
     said = page.figure("rows", f"{stem}_basis")
     if (page.value("rows", f"{stem}_distance") or 1) > 1:
-        said += f", {page.figure('rows', f'{stem}_distance')} beyond what was measured"
+        said += f" {page.figure('rows', f'{stem}_distance')}"
     return said
 
 
