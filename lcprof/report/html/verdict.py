@@ -93,21 +93,13 @@ def _confidence(page: Markup) -> str:
         )
     lines = "".join(
         f'<tr><th class="text" scope="row">{name}</th>'
-        f"<td>{at('rows', f'{stem}_s')}</td><td>{page.within('rows', stem, 's')}</td>"
-        f'<td>{at("rows", f"{stem}_floor_s")}</td><td class="text">{_basis(page, stem)}</td>'
+        f'<td class="text">{_basis(page, stem)}</td><td>{at("rows", f"{stem}_floor_s")}</td>'
         f'<td class="text">{at("rows", f"{stem}_uncertain")}</td></tr>'
-        for name, stem in (("first token, one request", "ttft"), ("each output token", "tpot"))
+        for name, stem in (("first token", "ttft"), ("output token", "tpot"))
     )
-    heads = "".join(
-        f'<th scope="col"{" class=text" if text else ""}>{name}</th>'
-        for name, text in (
-            ("time", True),
-            ("expected", False),
-            ("nine in ten within", False),
-            ("floor", False),
-            ("rests on", True),
-            ("least certain", True),
-        )
+    heads = (
+        '<th scope="col" class="text">time of</th><th scope="col" class="text">rests on</th>'
+        '<th scope="col">floor</th><th scope="col" class="text">least certain</th>'
     )
     stack = STACK_NAMES.get(str(page.value("rows", "stack")), "")
     supposed = "" if page.value("rows", "fits") else " They suppose that it fitted."
