@@ -73,7 +73,13 @@ def measure(
     chosen = {"impls": implementations(impls, device), "only": chosen_operations(only)}
     budget_s, sustained_s = _seconds("--budget", budget), _seconds("--sustained", sustained)
     bare = scenario is None and not settings and not any(axes.values())
-    asked = None if ceilings and bare else _asked(scenario, axes, settings)
+    if bare and not ceilings:
+        raise InputError.one(
+            "measure", given="nothing", expected="a scenario, flags that make one, or --ceilings"
+        )
+    if budget_s == 0:
+        raise InputError.one("--budget", given=budget, expected="longer than 0 s")
+    asked = None if bare else _asked(scenario, axes, settings)
     cases = [row.case for row in asked.rows] if asked is not None else []
     points = points_of(cases, device=device, **chosen)
     stem = Path(scenario).stem if scenario is not None else "ceilings" if bare else "flags"

@@ -90,14 +90,24 @@ class Device:
     missing: Mapping[str, str] = field(default_factory=dict)
     free: float = 1e6
     l2_bytes: float = 50e6
+    launch: str = "graph"
+    graphs: list[int] = field(default_factory=list)
     profiler_fault: Exception | None = None
     release_fault: Exception | None = None
 
     def free_bytes(self) -> float:
         return self.free
 
-    def ready(self, run: Callable[[], object]) -> tuple[Callable[[], object], str]:
-        return run, "graph"
+    def ready(self, run: Callable[[], object], times: int = 1) -> tuple[Callable[[], object], str]:
+        if self.launch != "graph":
+            return run, self.launch
+        self.graphs.append(times)
+
+        def replay() -> None:
+            for _ in range(times):
+                run()
+
+        return replay, "graph"
 
     def time_s(self, call: Callable[[], object]) -> float:
         begun = self.clock()

@@ -172,11 +172,18 @@ def test_a_full_disk_is_one_line(
     assert main([*command, "--resume"]) == 0
 
 
+def test_nothing_to_measure_and_no_time_are_told(tiny: str, capsys: Output) -> None:
+    assert main(["measure", "--device", "cpu"]) == 2
+    assert "expected a scenario, flags that make one, or --ceilings" in error(capsys)
+    assert main(["measure", tiny, *QUICK, "--budget", "0"]) == 2
+    assert error(capsys) == "error: --budget: given '0'; expected longer than 0 s"
+
+
 def test_no_point_begins_after_the_budget(tiny: str, tmp_path: Path, capsys: Output) -> None:
     command = ["measure", tiny, *QUICK, "-o", str(tmp_path / "run"), "--only", "gemm"]
-    assert main([*command, "--budget", "0"]) == 3
+    assert main([*command, "--budget", "1e-9"]) == 3
     told = capsys.readouterr().err
-    assert told == "stopped: the budget of 0 s is spent; 7 points are left; --resume goes on\n"
+    assert told == "stopped: the budget of 1e-09 s is spent; 7 points are left; --resume goes on\n"
 
 
 def test_ctrl_c_leaves_a_row_and_one_line(tmp_path: Path) -> None:

@@ -49,8 +49,9 @@ class Device(Protocol):
     def free_bytes(self) -> float:
         """Memory that a point may take now."""
 
-    def ready(self, run: Call) -> tuple[Call, str]:
-        """The call to be timed and how it is launched: "graph", "eager" or "cpu"."""
+    def ready(self, run: Call, times: int = 1) -> tuple[Call, str]:
+        """The call to be timed, which runs `times` times where it is a graph, and how it is
+        launched: "graph", "eager" or "cpu"."""
 
     def time_s(self, call: Call) -> float:
         """Seconds of one call with a cold L2, the device idle before and after."""
@@ -98,7 +99,7 @@ class CpuDevice:
     def free_bytes(self) -> float:
         return _available_bytes()
 
-    def ready(self, run: Call) -> tuple[Call, str]:
+    def ready(self, run: Call, times: int = 1) -> tuple[Call, str]:
         return run, "cpu"
 
     def time_s(self, call: Call) -> float:
@@ -150,7 +151,7 @@ class CudaDevice:
         cached = self._torch.cuda.memory_reserved(self.place)
         return float(free + cached - self._torch.cuda.memory_allocated(self.place))
 
-    def ready(self, run: Call) -> tuple[Call, str]:
+    def ready(self, run: Call, times: int = 1) -> tuple[Call, str]:
         """A graph takes the host's time of a launch out of the time of the device."""
         cuda = self._torch.cuda
         self._stream.wait_stream(cuda.current_stream())
@@ -162,7 +163,8 @@ class CudaDevice:
         graph = cuda.CUDAGraph()
         try:
             with cuda.graph(graph):
-                run()
+                for _ in range(times):
+                    run()
         except RuntimeError as error:
             if is_lost(error) or is_out_of_memory(error):
                 raise

@@ -146,7 +146,7 @@ def _attended(part: Part, group: LayerGroup) -> list[Operation[float]]:
     step = decode.Step(
         sequences=float(workload.concurrency), context_tokens=float(workload.context_tokens)
     )
-    return decode.attention_operations(group, deployment, part.kv, step)
+    return decode.attention_operations(group, deployment, part.kv, step.in_flight(deployment))
 
 
 def _without_index(group: LayerGroup) -> LayerGroup:

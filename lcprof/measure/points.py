@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
+from lcprof.cost.decode import Step
 from lcprof.cost.sharding import matrix_share, stored_format
 from lcprof.domain.case import Case
 from lcprof.domain.kv import KvStrategy
@@ -187,8 +188,10 @@ def _prompt_tokens(case: Case) -> float:
 
 
 def _sequences(case: Case) -> int:
-    """Sequences on the fullest group of data-parallel attention."""
-    return ceil_div(int(case.workload.concurrency), case.deployment.dp)
+    """Sequences that one pass takes along, on the fullest group of data-parallel attention."""
+    workload = case.workload
+    step = Step(sequences=workload.concurrency, context_tokens=float(workload.context_tokens))
+    return int(step.in_flight(case.deployment).rank_sequences(case.deployment))
 
 
 def _attention(case: Case, group: LayerGroup, mixer: Mixer, query_tokens: int) -> Iterator[Point]:
@@ -236,6 +239,7 @@ def _grouped(
                 operation="append",
                 shape={"batch": batch, "new_tokens": new, "held_tokens": held, **shared},
                 part=Part(case=case, group=group, phase=phase, kv=case.kv, query_tokens=new),
+                note="setting the lengths back is timed with it",
             )
 
 

@@ -102,9 +102,10 @@ class Measured(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a point took; quantities are one call's.
 
     `burst_s` is the median of single calls with a cold L2, `sustained_s` the mean of calls one
-    after the other. HBM bytes and FLOPs are the sustained run's, by hardware counters. `energy_j`
-    is by the board's energy counter, or by its power where `energy_basis` says so. A column that
-    is None or empty has its reason in the row's `empty`.
+    after the other; `warm` when they are so small that most of what a call reads is still in
+    the L2 from the call before. Power, clocks, HBM bytes and FLOPs are the sustained run's.
+    `energy_j` is by the board's energy counter, or by its power where `energy_basis` says so. A
+    column that is None or empty has its reason in the row's `empty`.
     """
 
     burst_s: float | None = None
@@ -114,6 +115,7 @@ class Measured(Struct, frozen=True, kw_only=True, omit_defaults=True):
     launch: str = ""
     sustained_s: float | None = None
     sustained_calls: int = 0
+    warm: bool = False
     hbm_bytes: float | None = None
     flops: float | None = None
     dram_utilisation: float | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -171,7 +172,7 @@ def _decode(shape: Dimensions, impl: str, place: torch.device) -> Work:
     def check(out: Tensor) -> tuple[float, float]:
         group = inputs.q.shape[2] // inputs.k_cache.shape[1]
         found = []
-        for b, head in zip(_ends(batch), _ends(inputs.k_cache.shape[1]), strict=False):
+        for b, head in product(_ends(batch), _ends(inputs.k_cache.shape[1])):
             heads = slice(head * group, (head + 1) * group)
             one = _one_sequence(inputs, b, head, heads).arguments()
 
@@ -376,20 +377,40 @@ def _append(shape: Dimensions, impl: str, place: torch.device) -> Work:
         return cache
 
     def check(filled: caches.CompressedCache) -> tuple[float, float]:
-        """Codes of the first tokens of the first sequence: they must be those of the reference."""
+        """Codes and scales of the first tokens of the first and the last sequence: they must be
+        those of the reference, bit for bit."""
         count = min(new, APPENDED_TOKENS)
-        small = cache_of(1, held + count)
-        small.lengths.fill_(held)
-        append_eager(small, k[:1, :count], v[:1, :count], torch.full_like(small.lengths, count))
-        closed = (held + count) // step * step
+        groups = slice(held // step, (held + count) // step)
         largest = 0.0
-        for want, have in ((small.keys, filled.keys), (small.values, filled.values)):
-            codes = (side.codes.view(torch.uint8)[0, :, held // step * step : closed].float()
-                     for side in (want, have))  # fmt: skip
-            largest = max(largest, errors(*codes)[0])
+        for b in _ends(shape.count("batch")):
+            small = cache_of(1, held + count)
+            small.lengths.fill_(held)
+            one = slice(b, b + 1)
+            append_eager(small, k[one, :count], v[one, :count], lengths[:1].clone().fill_(count))
+            for want, have, scaling in (
+                (small.keys, filled.keys, layout.keys),
+                (small.values, filled.values, layout.values),
+            ):
+                for expected, found in zip(
+                    _stored(want, scaling, 0, groups, step),
+                    _stored(have, scaling, b, groups, step),
+                    strict=True,
+                ):
+                    largest = max(largest, errors(expected, found)[0])
         return largest, 0.0
 
     return Work(run=run, check=check)
+
+
+def _stored(side: caches.Quantised, scaling: str, b: int, groups: slice, step: int) -> list[Tensor]:
+    """Bytes of a sequence's codes and scales in some groups of `step` tokens, as numbers."""
+    tokens = slice(groups.start * step, groups.stop * step)
+    found = [side.codes[b, :, tokens]]
+    if scaling != "tensor":
+        where: tuple[Any, ...] = (groups,) if scaling == "channel" else (slice(None), tokens)
+        scales = (side.scale, side.low)
+        found += [each[b, :][:, *where] for each in scales if each is not None]
+    return [each.contiguous().view(torch.uint8).float() for each in found]
 
 
 def _gemm(shape: Dimensions, impl: str, place: torch.device) -> Work:

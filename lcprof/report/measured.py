@@ -121,9 +121,13 @@ def _row_lines(row: Row, found: Sequence[Residual]) -> list[RenderableType]:
         spread = ""
         if got.burst_p20_s is not None and got.burst_p80_s is not None:
             spread = f" ({show_seconds(got.burst_p20_s)} to {show_seconds(got.burst_p80_s)})"
-        parts.append(show_seconds(got.burst_s) + spread)
+        once = " in one call" * (got.rounds == 1)
+        parts.append(show_seconds(got.burst_s) + (once or spread))
+    if got.launch == "eager":
+        parts.append("launches included")
     if got.sustained_s is not None:
-        parts.append(f"sustained {show_seconds(got.sustained_s)}")
+        warm = " from a warm L2" * got.warm
+        parts.append(f"sustained {show_seconds(got.sustained_s)}{warm}")
     if got.rate_bytes_per_s is not None:
         parts.append(f"{show_bytes(got.rate_bytes_per_s)}/s")
     if got.rate_flops_per_s is not None:

@@ -200,6 +200,12 @@ def test_data_parallel_groups_share_the_sequences() -> None:
     assert first.shape["batch"] == 3
 
 
+def test_a_pass_through_a_pipeline_takes_its_share_of_the_sequences() -> None:
+    """24 sequences in 2 batches, one a stage; each over 3 groups of data-parallel attention."""
+    found = decodes("bf16", concurrency=24, gpus=6, pp=2, dp=3)
+    assert {point.shape["batch"] for point in found} == {4}
+
+
 def test_latent_attention_has_its_own_kernels() -> None:
     found = points(model="deepseek-v3", gpus=8, kv=["bf16", "fp8:scale=group,group=128", "fp8"])
     decode = [point for point in found if point.operation == "mla_decode"]

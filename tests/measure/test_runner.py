@@ -69,6 +69,29 @@ def test_a_measured_row_has_every_column() -> None:
     assert row.source == "made up"
 
 
+def test_a_short_call_is_repeated_within_a_graph() -> None:
+    """200 us of calls are launched at once, so that the host keeps up."""
+    bench = Bench()
+    got = bench.only(Task("a", seconds=3e-6)).measured
+    assert bench.device.graphs == [1, 67]
+    assert got.sustained_s == pytest.approx(3e-6)
+    assert got.sustained_calls % 67 == 0
+    eager = Bench(launch="eager")
+    got = eager.only(Task("a", seconds=3e-6)).measured
+    assert (got.launch, eager.device.graphs) == ("eager", [])
+
+
+def test_a_small_call_is_marked_as_warm() -> None:
+    """Twice the L2, 50 MB here, is the least that pushes out what the call before read."""
+    for moved, warm in ((99e6, True), (101e6, False)):
+        bench = Bench()
+        bench.run(Task("a"), predicted={"a": Predicted(hbm_bytes=moved)})
+        (row,) = bench.rows
+        assert row.measured.warm is warm
+        assert (row.measured.hbm_bytes is None) is warm
+        assert ("hbm_bytes" in row.empty) is warm
+
+
 def test_fp8_does_twice_the_flops_in_a_cycle() -> None:
     once, twice = (Bench().only(Task(name)).measured.flops for name in ("bf16", "fp8"))
     assert once is not None

@@ -137,6 +137,30 @@ def test_our_kernels_take_the_same_inputs(case: tuple[str, str, Any]) -> None:
         assert (error, allowed) == (0.0, 0.0)
 
 
+def test_each_corner_is_checked() -> None:
+    """The last head of the first sequence, the first head of the last."""
+    work = prepare(point("decode_attention", "naive", DECODE), CPU)
+    for b, head in ((0, 0), (0, 3), (1, 0), (1, 3)):
+        out = work.run().clone()
+        out[b, :, head] += 1
+        error, allowed = work.check(out)
+        assert error > allowed
+
+
+@pytest.mark.parametrize("name", ["int8-token", "int4-token-64", "int4-kivi-32"])
+@pytest.mark.parametrize("b", [0, 1])
+def test_scales_of_appended_tokens_are_checked(name: str, b: int) -> None:
+    shape = {**APPEND, "format": name, "new_tokens": 64}
+    for side, part in (("keys", "scale"), ("values", "scale"), ("values", "low")):
+        work = prepare(point("append", "torch", shape), CPU)
+        filled = work.run()
+        assert work.check(filled) == (0.0, 0.0)
+        spoilt = getattr(getattr(filled, side), part)
+        if spoilt is not None:
+            spoilt[b] += 1
+            assert work.check(filled)[0] > 0
+
+
 def test_every_operation_is_covered() -> None:
     assert {case[0] for case in SHAPES} | {"sparse_mla_decode"} == set(OPERATIONS)
 
