@@ -389,7 +389,8 @@ def sources(page: Markup) -> str:
         "weighs lies within the measured shapes, extrapolated when some lies so many times beyond, "
         "transported when another GPU or kernel was measured. A floor is what the data sheet "
         "allows with everything overlapped; no engine is faster. TTFT, the time to the first "
-        "token, is that of one request alone; TPOT, the time per output token, that of a step of the whole batch.</p>"
+        "token, is that of one request alone; TPOT, the time per output token, that of a step of "
+        "the whole batch.</p>"
     )
     built = f"<p>lcprof {page.figure('about', 'lcprof_version')}"
     if page.value("about", "date"):
