@@ -64,6 +64,12 @@ Examples:
   lcprof plan --model llama-3.1-8b --gpu h200-sxm --context 128K --engine vllm
 Exit status: 0 when a row fits, 3 when none does, 2 for bad input."""
 
+REPORT_EPILOG = """\b
+Examples:
+  lcprof report scenarios/smoke.yaml -o page.html
+  lcprof report scenarios/smoke.yaml --kv fp8 --markdown
+Exit status: 0 when a row fits, 3 when none does, 2 for bad input."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -141,6 +147,8 @@ def _axis_options(command: F) -> F:
 )
 @click.option("--engine", metavar="NAME", help="launch line and reservation: vllm, sglang, trtllm")
 @click.option("--hypothetical", is_flag=True, help="times even of what does not fit")
+@click.option("--html", "html_path", metavar="PAGE", help="also write the page of a report")
+@click.option("--markdown", is_flag=True, help="print Markdown, as for a pull request")
 def plan(
     scenario: str | None,
     settings: tuple[str, ...],
@@ -149,6 +157,8 @@ def plan(
     explain: str | None,
     engine: str | None,
     hypothetical: bool,
+    html_path: str | None,
+    markdown: bool,
     **axes: tuple[str, ...],
 ) -> int:
     """Plan a scenario: does it fit, what does it cost, what would change that.
@@ -163,6 +173,9 @@ def plan(
         raise click.UsageError("--json and --explain cannot be given together")
     if engine is not None and explain is not None:
         raise click.UsageError("--engine and --explain cannot be given together")
+    if markdown and (as_json or explain is not None or engine is not None):
+        raise click.UsageError("--markdown stands alone, without --json, --explain or --engine")
+    command = _command("plan", scenario, axes, settings, hypothetical=hypothetical)
     serving = _engine(engine) if engine is not None else None
     column = explain or ""
     if serving is not None:
@@ -174,13 +187,75 @@ def plan(
 
     if csv_path:
         export.write_text(csv_path, export.csv_text(rows), where="--csv")
+    if html_path:
+        whole = shlex.join([*command, "--html", html_path])
+        _write_page(_report_record(asked, whole, ""), html_path, where="--html")
     if as_json:
         print(export.json_text(rows, _engine_records(rows, serving)))
     elif explain is not None:
         _print_explanations(rows, column)
+    elif markdown:
+        _print_markdown(asked)
     else:
         _print_page(asked, serving)
     return FITS if any(row.estimate.fits for row in rows) else NONE_FITS
+
+
+@cli.command(epilog=REPORT_EPILOG)
+@click.argument("source", metavar="SCENARIO.yaml|RECORD.json")
+@_axis_options
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="any scenario key")
+@click.option("-o", "--to", metavar="PAGE", help="SCENARIO.html by default")
+@click.option("--open", "opened", is_flag=True, help="show the page in a browser")
+@click.option("--csv", "as_csv", is_flag=True, help="also write each table, to PAGE-tables/")
+@click.option("--record", "record_path", metavar="FILE", help="also write what rebuilds the page")
+@click.option("--date", default="", metavar="TEXT", help="a date to print; none by default")
+@click.option("--markdown", is_flag=True, help="print Markdown in place of writing a page")
+@click.option("--hypothetical", is_flag=True, help="times even of what does not fit")
+def report(
+    source: str,
+    settings: tuple[str, ...],
+    to: str | None,
+    opened: bool,
+    as_csv: bool,
+    record_path: str | None,
+    date: str,
+    markdown: bool,
+    hypothetical: bool,
+    **axes: tuple[str, ...],
+) -> int:
+    """Write the page of a plan: one HTML file that opens offline, for a capacity review.
+
+    Of a record that --record wrote, the same page is built again without planning.
+    """
+    from lcprof.report import export
+    from lcprof.report.html.record import read_record, table_csv, write_record
+
+    if source.endswith(".json"):
+        if markdown or settings or any(axes.values()):
+            raise click.UsageError("a record is built as it is; flags need its scenario")
+        record = read_record(Path(source))
+    else:
+        command = _command("report", source, axes, settings, hypothetical=hypothetical)
+        asked = _asked(source, axes, settings, hypothetical=hypothetical)
+        if markdown:
+            _print_markdown(asked)
+            return FITS if any(row.estimate.fits for row in asked.rows) else NONE_FITS
+        record = _report_record(asked, shlex.join(command), date)
+    page = to or f"{Path(source).stem}.html"
+    _write_page(record, page, where="--to")
+    if record_path:
+        export.write_text(record_path, write_record(record), where="--record")
+    if as_csv:
+        folder = Path(f"{page.removesuffix('.html')}-tables")
+        tables = {f"{name}.csv": table_csv(table) for name, table in record["tables"].items()}
+        export.write_folder(folder, tables, where="--csv")
+    print(page)
+    if opened:
+        import webbrowser
+
+        webbrowser.open(Path(page).resolve().as_uri())
+    return FITS if record["tables"]["about"]["columns"]["rows_fitting"][0] else NONE_FITS
 
 
 @cli.command()
@@ -241,10 +316,12 @@ def schema() -> None:
 
 
 class Asked(Struct, frozen=True, kw_only=True):
-    """The rows that file and flags ask for, the file's question, and the scenario keys given."""
+    """The rows that file and flags ask for, the file's question and note, and the scenario keys
+    given."""
 
     rows: list[Row]
     question: str
+    note: str = ""
     keys: frozenset[str]
 
 
@@ -275,7 +352,12 @@ def _asked(
         raise InputError(map(_with_flag, error.faults)) from None
     if hypothetical:
         cases = [replace(case, hypothetical=True) for case in cases]
-    return Asked(rows=plan_cases(cases), question=read.question, keys=frozenset(data))
+    return Asked(
+        rows=plan_cases(cases),
+        question=read.question,
+        note=read.note,
+        keys=frozenset(data),
+    )
 
 
 def _changes(
@@ -421,6 +503,53 @@ def _print_page(asked: Asked, engine: Engine | None) -> None:
         several = len(asked.rows) > 1
         label = row_label(row, varying(asked.rows)) if several else ""
         show_engine(engine_answer(row, engine), screen, label)
+
+
+def _command(
+    name: str,
+    source: str | None,
+    axes: Mapping[str, tuple[str, ...]],
+    settings: tuple[str, ...],
+    *,
+    hypothetical: bool,
+) -> list[str]:
+    """The words that plan the same again."""
+    words = ["lcprof", name, *([source] if source is not None else [])]
+    words += [word for key, texts in axes.items() for text in texts for word in (_flag(key), text)]
+    words += [word for setting in settings for word in ("--set", setting)]
+    return [*words, "--hypothetical"] if hypothetical else words
+
+
+def _report_record(asked: Asked, command: str, date: str) -> dict[str, Any]:
+    """The record of a page: the row to decide on, what to change, how engines would serve it."""
+    from lcprof.domain.engine import ENGINES
+    from lcprof.plan.study import GRID_GPUS, chosen
+    from lcprof.report.engine import engine_answer
+    from lcprof.report.html import record
+    from lcprof.scenario.gpus import load_gpu
+
+    row = chosen(asked.rows)
+    about = record.Asked(question=asked.question, note=asked.note, command=command, date=date)
+    engines = [engine_answer(row, _engine(name)) for name in ENGINES]
+    gpus = [load_gpu(name, where="lcprof report") for name in GRID_GPUS]
+    return record.record_of(asked.rows, answers_of(row, asked), engines, gpus, about)
+
+
+def _write_page(record: Mapping[str, Any], path: str, *, where: str) -> None:
+    from lcprof.report import export
+    from lcprof.report.html.page import html_page
+
+    export.write_text(path, html_page(record), where=where)
+
+
+def _print_markdown(asked: Asked) -> None:
+    from lcprof.plan.study import chosen
+    from lcprof.report.markdown import markdown_page
+    from lcprof.report.screen import Screen
+
+    row = chosen(asked.rows)
+    text = markdown_page(asked.rows, answers_of(row, asked), asked.question)
+    Screen(sys.stdout).paste(text.splitlines())
 
 
 def answers_of(row: Row, asked: Asked) -> Answers:

@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 HEAVY = {"numpy", "pandas", "torch", "triton", "altair", "vl_convert", "pynvml", "lcprof_kernels"}
 UNASKED = ("lcprof.cost.engine", "lcprof.calibrate", "lcprof.report.launch",
            "lcprof.report.engine", "lcprof.report.accuracy", "lcprof.scenario.engines",
-           "lcprof.scenario.accuracy")  # fmt: skip
+           "lcprof.scenario.accuracy", "lcprof.report.html", "lcprof.report.markdown",
+           "lcprof.plan.study")  # fmt: skip
 SLOW = {"importlib.metadata", "asyncio", "http.client", "huggingface_hub"}
 PLAN = [sys.executable, "-m", "lcprof", "plan", "scenarios/smoke.yaml"]
 YARDSTICK = [sys.executable, "-c", "import click, rich.table, yaml"]
@@ -65,6 +66,12 @@ def test_engines_and_accuracy_load_no_heavy_library() -> None:
     assert "lcprof.cost.engine.reserve" in modules
     assert not modules & (HEAVY | SLOW)
     assert not loaded("from lcprof.cli import main\nmain(['accuracy'])") & (HEAVY | SLOW)
+
+
+def test_markdown_needs_no_charts() -> None:
+    modules = loaded(plan_code("scenarios/smoke.yaml", "--markdown"))
+    assert "lcprof.report.markdown" in modules
+    assert not modules & HEAVY
 
 
 def test_json_needs_no_terminal_library() -> None:

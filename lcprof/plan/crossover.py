@@ -6,6 +6,7 @@ from lcprof.cost.decode import Step
 from lcprof.cost.prefill import Span
 from lcprof.cost.total import Work, decode_work, prefill_work
 from lcprof.domain.case import Case
+from lcprof.num import Num
 from lcprof.plan.estimate import remade
 from lcprof.plan.search import LIMIT, largest
 
@@ -37,18 +38,17 @@ def kv_crossover_tokens(case: Case) -> float | None:
             sequences=case.workload.concurrency, context_tokens=max(tokens, 1.0)
         )
         work = decode_work(model, case.deployment, case.kv, step)
-        return 2.0 * _attention_read_bytes(work) <= work.stages[0].read_bytes
+        return 2.0 * attention_read_bytes(work) <= work.stages[0].read_bytes
 
     return _bounded(largest(weights_are_more, 0.0))
 
 
-def _attention_read_bytes(work: Work[float]) -> float:
+def attention_read_bytes(work: Work[Num]) -> Num:
     """What the attention of the first stage reads; stages are alike."""
-    read = sum(
-        part.operation.rank_read_bytes * part.count
-        for part in work.whole
-        if part.operation.name == "attention"
-    )
+    read = work.stages[0].read_bytes * 0.0
+    for part in work.whole:
+        if part.operation.name == "attention":
+            read = read + part.operation.rank_read_bytes * part.count
     return read / len(work.stages)
 
 

@@ -7,7 +7,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,10 +34,15 @@ def json_text(rows: Sequence[Row], engines: Sequence[Mapping[str, Any]] = ()) ->
 def csv_text(rows: Sequence[Row]) -> str:
     """The rows as CSV with a header; None is an empty cell."""
     table = records(rows)
+    return csv_table(list(table[0]) if table else [], table)
+
+
+def csv_table(names: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> str:
+    """Mappings by column name as CSV with a header; None is an empty cell."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fieldnames=list(table[0]) if table else [], lineterminator="\n")
+    writer = csv.DictWriter(buffer, fieldnames=names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: _cell(value) for name, value in row.items()} for row in table)
+    writer.writerows({name: _cell(value) for name, value in line.items()} for line in lines)
     return buffer.getvalue()
 
 
@@ -63,6 +68,17 @@ def write_text(path: str, text: str, *, where: str) -> None:
         reason = getattr(error, "strerror", None) or str(error)
         expected = f"a file that can be written ({reason})"
         raise InputError.one(where, given=path, expected=expected) from None
+
+
+def write_folder(folder: Path, texts: Mapping[str, str], *, where: str) -> None:
+    """Writes files into a folder, made where it is not there. Raises InputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        expected = f"a folder that can be written ({error.strerror or error})"
+        raise InputError.one(where, given=str(folder), expected=expected) from None
+    for name, text in texts.items():
+        write_text(str(folder / name), text, where=where)
 
 
 def _plain(name: str, value: Any) -> Any:

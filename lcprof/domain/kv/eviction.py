@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from lcprof.domain.kv.arguments import Argument, budget, whole
-from lcprof.domain.kv.strategy import ExtraWork, KvStrategy
+from lcprof.domain.kv.strategy import ExtraWork, KvStrategy, Risk
 from lcprof.domain.kv.stream import Stream
 from lcprof.num import Num, ceil, smaller
 
@@ -30,6 +30,11 @@ class H2O(KvStrategy, frozen=True, kw_only=True):
 
     kind: ClassVar[str] = "h2o"
     summary: ClassVar[str] = "H2O: heavy hitters and recent tokens within a budget (% or tokens)"
+    risk: ClassVar[Risk] = Risk(
+        level=3,
+        why="tokens are dropped by the attention that they had so far",
+        source="arXiv:2306.14048, section 4",
+    )
     arguments: ClassVar[Mapping[str, Argument]] = {"budget": budget("budget")}
     budget: float = 0.2
 
@@ -66,6 +71,11 @@ class SnapKV(KvStrategy, frozen=True, kw_only=True):
 
     kind: ClassVar[str] = "snapkv"
     summary: ClassVar[str] = "SnapKV: `budget` prompt tokens, and all that is decoded"
+    risk: ClassVar[Risk] = Risk(
+        level=3,
+        why="a prompt keeps what its end attends to; later questions may need more",
+        source="arXiv:2404.14469, section 4",
+    )
     arguments: ClassVar[Mapping[str, Argument]] = {"budget": whole("budget", 1)}
     budget: int = 4096
 

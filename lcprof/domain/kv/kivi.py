@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from lcprof.domain.kv.arguments import Argument, one_of_numbers, whole
 from lcprof.domain.kv.dense import ELEMENT_BYTES
-from lcprof.domain.kv.strategy import ExtraWork, KvStrategy
+from lcprof.domain.kv.strategy import ExtraWork, KvStrategy, Risk
 from lcprof.domain.kv.stream import Stream
 from lcprof.num import Num, floor, larger, smaller
 
@@ -25,6 +25,11 @@ class Kivi(KvStrategy, frozen=True, kw_only=True):
 
     kind: ClassVar[str] = "kivi"
     summary: ClassVar[str] = "KIVI: keys per channel, values per token, bf16 residual"
+    risk: ClassVar[Risk] = Risk(
+        level=2,
+        why="K and V in 2 or 4 bits; read its evaluation before a longer context",
+        source="arXiv:2402.02750, section 4",
+    )
     kernel: ClassVar[str | None] = "quantised_decode"
     arguments: ClassVar[Mapping[str, Argument]] = {
         "bits": one_of_numbers("bits", 2, 4),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from lcprof.domain.kv.arguments import Argument, one_of, whole
-from lcprof.domain.kv.strategy import ExtraWork, KvStrategy
+from lcprof.domain.kv.strategy import ExtraWork, KvStrategy, Risk
 from lcprof.domain.kv.stream import Stream
 from lcprof.num import Num, ceil_div
 
@@ -29,6 +29,11 @@ class Quantised(KvStrategy, frozen=True, kw_only=True):
     """
 
     kernel: ClassVar[str | None] = "quantised_decode"
+    risk: ClassVar[Risk] = Risk(
+        level=1,
+        why="8-bit K and V; models have failed on uncalibrated scales",
+        source="github.com/verl-project/verl/pull/4435",
+    )
     bits: int
     granularity: Granularity
     group: int = 128
@@ -93,6 +98,11 @@ class Int4(Quantised, frozen=True, kw_only=True):
 
     kind: ClassVar[str] = "int4"
     summary: ClassVar[str] = "int4 per token and group of channels, fp16 scale and zero"
+    risk: ClassVar[Risk] = Risk(
+        level=2,
+        why="4-bit K and V by token, where keys have outlier channels",
+        source="arXiv:2402.02750, section 3",
+    )
     bits: int = 4
     granularity: Granularity = "group"
     arguments: ClassVar[Mapping[str, Argument]] = {

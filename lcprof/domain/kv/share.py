@@ -8,7 +8,7 @@ from typing import ClassVar
 from msgspec.structs import replace
 
 from lcprof.domain.kv.arguments import Argument, whole
-from lcprof.domain.kv.strategy import KvStrategy
+from lcprof.domain.kv.strategy import KvStrategy, Risk
 from lcprof.domain.model import GroupedAttention, LatentAttention, Matrix, Mixer
 
 
@@ -21,6 +21,11 @@ class Share(KvStrategy, frozen=True, kw_only=True):
 
     kind: ClassVar[str] = "share"
     summary: ClassVar[str] = "what if the model had `kv_heads` KV heads, or a latent (MLA)"
+    risk: ClassVar[Risk] = Risk(
+        level=4,
+        why="such a model would have to be trained first",
+        source="arXiv:1911.02150; arXiv:2405.04434",
+    )
     arguments: ClassVar[Mapping[str, Argument]] = {
         "kv_heads": whole("kv_heads", 1, 4096),
         "latent": whole("latent", 16, 65536),

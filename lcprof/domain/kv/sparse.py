@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from lcprof.domain.kv.arguments import Argument, whole
-from lcprof.domain.kv.strategy import ExtraWork, KvStrategy
+from lcprof.domain.kv.strategy import ExtraWork, KvStrategy, Risk
 from lcprof.domain.kv.stream import Stream
 from lcprof.num import Num, ceil, smaller
 
@@ -30,6 +30,11 @@ class Quest(KvStrategy, frozen=True, kw_only=True):
 
     kind: ClassVar[str] = "quest"
     summary: ClassVar[str] = "Quest: keeps everything, reads the `top` pages of `page` tokens"
+    risk: ClassVar[Risk] = Risk(
+        level=2,
+        why="each step sees only the pages that it chose",
+        source="arXiv:2406.10774, section 3",
+    )
     kernel: ClassVar[str | None] = "selection"
     arguments: ClassVar[Mapping[str, Argument]] = {
         "page": whole("page", 1, 65536),
@@ -80,6 +85,11 @@ class TopK(KvStrategy, frozen=True, kw_only=True):
 
     kind: ClassVar[str] = "topk"
     summary: ClassVar[str] = "token top-k with an index of small keys (DSA-like) on a full cache"
+    risk: ClassVar[Risk] = Risk(
+        level=2,
+        why="each step sees only the tokens that it chose; the index has to be trained",
+        source="the indexer of DeepSeek-V3.2, trained with its model",
+    )
     kernel: ClassVar[str | None] = "selection"
     arguments: ClassVar[Mapping[str, Argument]] = {
         "tokens": whole("tokens", 1),

@@ -33,6 +33,26 @@ class ExtraWork(Struct, frozen=True, kw_only=True):
     select_flops: float = 0.0
 
 
+RISKS = ("none", "low", "some", "high", "another model")
+"""What a strategy may take from the answers, from nothing to everything; the level is the position.
+Low: 8-bit elements. Some: fewer bits, or a part of the cache read. High: tokens dropped."""
+
+
+class Risk(Struct, frozen=True, kw_only=True):
+    """What a strategy puts the quality of answers at: a level of `RISKS`, why, and a source."""
+
+    level: int
+    why: str
+    source: str
+
+    @property
+    def name(self) -> str:
+        return RISKS[self.level]
+
+
+NO_RISK = Risk(level=0, why="every element as the model computes it", source="by construction")
+
+
 class KvStrategy(Struct, frozen=True, kw_only=True):
     """A way of keeping and reading the KV cache; by itself, the strategy that it wraps.
 
@@ -45,6 +65,7 @@ class KvStrategy(Struct, frozen=True, kw_only=True):
     summary: ClassVar[str] = ""
     kernel: ClassVar[str | None] = None
     arguments: ClassVar[Mapping[str, Argument]] = {}
+    risk: ClassVar[Risk] = NO_RISK
     inner: KvStrategy | None = None
 
     def wrapped(self) -> KvStrategy:
@@ -118,6 +139,11 @@ class KvStrategy(Struct, frozen=True, kw_only=True):
     def chain(self) -> tuple[KvStrategy, ...]:
         """This strategy and what it wraps, innermost first."""
         return (*(self.inner.chain() if self.inner else ()), self)
+
+    def risks(self) -> tuple[Risk, ...]:
+        """What of the chain may cost quality, the worst first; `NO_RISK` alone where nothing."""
+        held = [link.risk for link in self.chain() if link.risk.level]
+        return tuple(sorted(held, key=lambda risk: -risk.level)) or (NO_RISK,)
 
 
 def kept_tokens(stream: Stream, context_tokens: Num) -> Num:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from lcprof.domain.kv.arguments import Argument, whole
-from lcprof.domain.kv.strategy import KvStrategy, Sight
+from lcprof.domain.kv.strategy import KvStrategy, Risk, Sight
 from lcprof.domain.kv.stream import Stream
 from lcprof.num import Num, smaller
 
@@ -20,6 +20,11 @@ class Window(KvStrategy, frozen=True, kw_only=True):
 
     kind: ClassVar[str] = "window"
     summary: ClassVar[str] = "StreamingLLM: the last `tokens` and the first `sinks` tokens"
+    risk: ClassVar[Risk] = Risk(
+        level=3,
+        why="what lies between the first and the last tokens is dropped",
+        source="arXiv:2309.17453, section 3.2",
+    )
     kernel: ClassVar[str | None] = "decode"
     arguments: ClassVar[Mapping[str, Argument]] = {
         "tokens": whole("tokens", 1),

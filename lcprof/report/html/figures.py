@@ -1,0 +1,149 @@
+"""A value of a table as text, by the unit that its column's name ends in.
+
+`page.js` says the same for what changes while a page is open.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from lcprof.report.screen import printable
+from lcprof.units import show_bytes, show_count, show_seconds, show_tokens
+
+NOTHING = "–"
+
+
+def show(column: str, value: Any) -> str:
+    """`value` of `column` for a reader: bytes, seconds, tokens, joules, dollars, watts, shares and
+    counts each in their unit, with three digits where they are measured rather than counted."""
+    if value is None or value == "":
+        return NOTHING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str):
+        return "\n".join(printable(line) for line in value.split("\n"))
+    for found, words in UNITS:
+        if found(column):
+            return words(value)
+    return f"{value:,.10g}"
+
+
+def _short(value: float) -> str:
+    """Three digits, and never an exponent below a billion."""
+    return f"{float(f'{value:.3g}'):,.10g}"
+
+
+def _money(value: float) -> str:
+    """Dollars with three digits, and cents at least."""
+    if value >= 100:
+        return _short(value)
+    places = 2 if value >= 1 or value <= 0 else 2 - math.floor(math.log10(value))
+    return f"{float(f'{value:.3g}'):,.{places}f}"
+
+
+def _params(value: float) -> str:
+    return f"{_short(value / 1e9)} B" if value >= 1e9 else f"{_short(value / 1e6)} M"
+
+
+def _counted(unit: str) -> Callable[[float], str]:
+    return lambda value: show_count(value, unit)
+
+
+def _within(*parts: str) -> Callable[[str], bool]:
+    return lambda column: any(part in column for part in parts)
+
+
+def _ends(*ends: str) -> Callable[[str], bool]:
+    return lambda column: column.endswith(ends)
+
+
+UNITS: tuple[tuple[Callable[[str], bool], Callable[[Any], str]], ...] = (
+    (_within("bytes_per_s"), _counted("B/s")),
+    (_within("flops_per_s"), _counted("FLOP/s")),
+    (_within("flops_per_byte"), _short),
+    (_within("share", "utilisation"), lambda value: f"{_short(value * 100)}%"),
+    (_ends("params"), _params),
+    (_within("bytes"), show_bytes),
+    (_within("flops"), _counted("FLOP")),
+    (_within("usd"), lambda value: f"${_money(value)}"),
+    (_ends("tokens_per_s", "tokens_per_s_per_gpu"), _short),
+    (_ends("seconds", "_s"), show_seconds),
+    (_ends("_tokens"), show_tokens),
+    (_ends("_j"), _counted("J")),
+    (_ends("_w", "_w_per_gpu"), lambda value: f"{value:,.0f} W"),
+    (_ends("distance"), lambda value: f"x{_short(value)}"),
+)
+"""What a column holds, by its name, and how that is worded; the first that applies."""
+
+HEADS = {
+    "label": "strategy",
+    "kv": "KV strategy",
+    "gpu": "GPU",
+    "gpus": "GPUs",
+    "fits": "fits",
+    "part": "part",
+    "phase": "phase",
+    "operation": "operation",
+    "kernels": "measured kernels behind it",
+    "risk": "risk to quality",
+    "risk_why": "why",
+    "risk_source": "source",
+    "bytes": "bytes per GPU",
+    "context_tokens": "context, tokens",
+    "concurrency": "sequences",
+    "kv_reserved_bytes_per_gpu": "KV per GPU",
+    "total_bytes_per_gpu": "memory per GPU",
+    "capacity_bytes_per_gpu": "capacity per GPU",
+    "headroom_bytes_per_gpu": "to spare per GPU",
+    "max_concurrency": "most sequences",
+    "max_context_tokens": "longest context",
+    "ttft_s": "TTFT",
+    "ttft_low_s": "TTFT, low",
+    "ttft_high_s": "TTFT, high",
+    "ttft_floor_s": "TTFT, floor",
+    "ttft_basis": "TTFT rests on",
+    "ttft_distance": "TTFT, beyond measured",
+    "tpot_s": "TPOT",
+    "tpot_low_s": "TPOT, low",
+    "tpot_high_s": "TPOT, high",
+    "tpot_floor_s": "TPOT, floor",
+    "tpot_basis": "TPOT rests on",
+    "tpot_distance": "TPOT, beyond measured",
+    "request_s": "whole request",
+    "output_tokens_per_s": "tokens/s in all",
+    "prefill_j": "energy of a prefill",
+    "prefill_low_j": "prefill energy, low",
+    "prefill_high_j": "prefill energy, high",
+    "output_token_j": "energy of an output token",
+    "output_token_low_j": "token energy, low",
+    "output_token_high_j": "token energy, high",
+    "request_usd": "cost of a request",
+    "usd_per_million_output_tokens": "$ per million output tokens",
+    "usd_per_million_input_tokens": "$ per million input tokens",
+    "attention_share_of_prefill_flops": "attention's share of prefill FLOPs",
+    "kv_share_of_step_bytes": "KV's share of a step's bytes",
+    "seconds": "expected",
+    "low_s": "low",
+    "high_s": "high",
+    "share": "share",
+    "hbm_bytes": "GPU memory traffic",
+    "flops_per_byte": "FLOPs per byte",
+    "flops_per_s": "FLOP/s reached",
+    "compute": "arithmetic in",
+    "distance": "beyond measured",
+    "peak_flops_per_s": "peak",
+    "bandwidth_bytes_per_s": "memory bandwidth",
+    "median_error_share": "error, median",
+    "high_error_share": "error, nine in ten below",
+    "measured_on": "measured on",
+    "about": "about",
+    "prefill_w_per_gpu": "power per GPU, prefill",
+    "decode_w_per_gpu": "power per GPU, decode",
+}
+
+
+def head(column: str) -> str:
+    """A column's name for a reader."""
+    return HEADS.get(column, column.replace("_", " "))

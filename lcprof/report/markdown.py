@@ -1,0 +1,169 @@
+"""A plan as Markdown, for a pull request: the page's order, its figures, no charts."""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from lcprof.plan.row import Row
+from lcprof.plan.study import rank, risk
+from lcprof.report.console import BREAKS, STACK_NAMES, Answers, position_note
+from lcprof.report.html.figures import NOTHING, head, show
+from lcprof.report.html.record import labels
+
+MOST_LINES = 40
+_SPECIAL = re.compile(r"([\\`*_{}\[\]|~@$])")
+TIMES = (("TTFT, one request", "ttft"), ("TPOT", "tpot"), ("whole request", "request"))
+FIGURES = (
+    *("total_bytes_per_gpu", "max_context_tokens", "max_concurrency", "ttft_s", "tpot_s"),
+    *("output_token_j", "request_usd"),
+)
+
+
+def markdown_page(rows: Sequence[Row], answers: Answers, question: str) -> str:
+    """The Markdown of a plan: its verdict about `answers.row`, times with intervals, every row,
+    limits and what to try."""
+    row = answers.row
+    columns = row.columns()
+    title = question or f"{columns['model']} on {columns['gpus']} x {columns['gpu']}"
+    parts = [f"## {escaped(title)}", _verdict(row), _facts(row), *_times(row)]
+    if len(rows) > 1:
+        parts.append(_table(rows))
+    parts.append(_limits(answers))
+    if answers.offers:
+        tries = (
+            f"- {code(offer.flags)}: {escaped(offer.why)}, "
+            f"{_figure(offer.row.columns(), 'total_bytes_per_gpu')}"
+            for offer in answers.offers
+        )
+        parts.append("\n".join(["**Try**", "", *tries]))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def escaped(text: str) -> str:
+    """Text on one line that Markdown and HTML leave alone."""
+    line = " ".join(show("text", text).split())
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _SPECIAL.sub(r"\\\1", line)
+
+
+def code(text: str) -> str:
+    """Text as code on one line, however many backticks it holds."""
+    line = " ".join(show("text", text).split())
+    fence = "`" * (max(map(len, re.findall("`+", line)), default=0) + 1)
+    return f"{fence} {line} {fence}" if "`" in line else f"{fence}{line}{fence}"
+
+
+def _figure(columns: dict[str, Any], name: str) -> str:
+    return show(name, columns.get(name))
+
+
+def _verdict(row: Row) -> str:
+    columns = row.columns()
+    held = (
+        f"{_figure(columns, 'total_bytes_per_gpu')} of "
+        f"{_figure(columns, 'capacity_bytes_per_gpu')} per GPU"
+    )
+    if row.estimate.fits:
+        return f"**Fits**: {code(row.case.kv_spec)}, {held}."
+    broken = BREAKS[row.estimate.limited_by]
+    return f"**Does not fit**: {code(row.case.kv_spec)} needs {held}; first to break: {broken}."
+
+
+def _facts(row: Row) -> str:
+    columns = row.columns()
+    worst = risk(row.case)
+    lines = [
+        f"- model: {escaped(columns['model'])}, {_figure(columns, 'params')} parameters, weights: "
+        f"{escaped(columns['weights'])}",
+        f"- GPUs: {columns['gpus']} x {escaped(columns['gpu'])}",
+        f"- workload: {_figure(columns, 'context_tokens')} tokens of context, "
+        f"{_figure(columns, 'output_tokens')} of output, {_figure(columns, 'concurrency')} at once",
+        f"- risk to quality: {worst.name} ({escaped(worst.why)}; {escaped(worst.source)})",
+    ]
+    if note := position_note(row):
+        lines.append(f"- positions: {escaped(note)}")
+    return "\n".join(lines)
+
+
+def _times(row: Row) -> list[str]:
+    if not row.has_times:
+        return ["No times: it does not fit."]
+    columns = row.columns()
+    lines = [
+        "| | expected | 9 in 10 within | floor | rests on |",
+        "| --- | --: | --: | --: | --- |",
+    ]
+    for label, name in TIMES:
+        low, high = columns.get(f"{name}_low_s"), columns.get(f"{name}_high_s")
+        within = "" if low is None else f"{show('_s', low)} to {show('_s', high)}"
+        floor = _figure(columns, f"{name}_floor_s")
+        basis = _basis(columns, name)
+        lines.append(
+            f"| {label} | {_figure(columns, f'{name}_s')} | {within} | {floor} | {basis} |"
+        )
+    said = f"Expected on {STACK_NAMES[row.case.deployment.stack]}'s kernels."
+    if row.no_times:
+        said = f"Nothing is expected: {escaped(row.no_times)}."
+    costs = [
+        f"{label} {_figure(columns, name)}"
+        for label, name in (
+            ("request", "request_usd"),
+            ("million output tokens", "usd_per_million_output_tokens"),
+            ("output token", "output_token_j"),
+        )
+        if columns[name] is not None
+    ]
+    if costs:
+        said += f" Costs: {', '.join(costs)}."
+    return ["\n".join(lines), said]
+
+
+def _basis(columns: dict[str, Any], name: str) -> str:
+    basis = columns.get(f"{name}_basis")
+    if basis is None:
+        return ""
+    distance = columns[f"{name}_distance"]
+    return f"{basis} {show('distance', distance)}" if distance > 1 else str(basis)
+
+
+def _table(rows: Sequence[Row]) -> str:
+    """The rows, those that fit first; an expected time that is none gives way to its floor."""
+    ordered = heapq.nsmallest(MOST_LINES, rows, key=rank)
+    heads = ["strategy", "risk", "fits", *map(head, FIGURES)]
+    lines = [f"| {' | '.join(heads)} |", "| --- | --- | --- |" + " --: |" * len(FIGURES)]
+    for row, label in zip(ordered, labels(ordered), strict=True):
+        columns = row.columns()
+        cells = [escaped(label), risk(row.case).name, show("fits", bool(row.estimate.fits))]
+        for name in FIGURES:
+            text = _figure(columns, name)
+            if text == NOTHING and name.startswith("max_"):
+                text = "any"
+            elif text == NOTHING and name in ("ttft_s", "tpot_s") and row.has_times:
+                text = f"&gt;{_figure(columns, name.replace('_s', '_floor_s'))}"
+            cells.append(text)
+        lines.append(f"| {' | '.join(cells)} |")
+    if len(rows) > len(ordered):
+        lines += ["", f"{len(rows):,} rows were planned; the first {len(ordered)} are shown."]
+    return "\n".join(lines)
+
+
+def _limits(answers: Answers) -> str:
+    row = answers.row
+    longest = "any" if row.max_context_tokens is None else show("_tokens", row.max_context_tokens)
+    most = "any" if row.max_concurrency is None else show("", row.max_concurrency)
+    fewest = "more than any that were tried"
+    if answers.fewest is not None:
+        deployment = answers.fewest.case.deployment
+        fewest = f"{deployment.gpus} x {escaped(deployment.gpu.name)}"
+    return "\n".join(
+        [
+            "**Limits**",
+            "",
+            f"- longest context: {longest}",
+            f"- most sequences at once: {most}",
+            f"- fewest GPUs: {fewest}",
+        ]
+    )
