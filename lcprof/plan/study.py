@@ -169,7 +169,7 @@ def swept(
         counts = count(case.model, places[0], strategy, grid)
         for place, clock in zip(places, clocks, strict=True):
             sized = finish(counts, place)
-            timed, _ = times(counts, place, clock, sized, shown=True)
+            timed, _, _ = times(counts, place, clock, sized, shown=True)
             found: dict[str, Any] = {
                 "context_tokens": grid.context_tokens,
                 "concurrency": grid.concurrency,

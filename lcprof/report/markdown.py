@@ -9,7 +9,7 @@ from typing import Any
 
 from lcprof.plan.row import Row
 from lcprof.plan.study import rank, risk
-from lcprof.report.console import BREAKS, STACK_NAMES, Answers, position_note
+from lcprof.report.console import BREAKS, Answers, kernels_of, position_note
 from lcprof.report.html.figures import NOTHING, head, show
 from lcprof.report.html.record import labels
 
@@ -104,7 +104,7 @@ def _times(row: Row) -> list[str]:
         lines.append(
             f"| {label} | {_figure(columns, f'{name}_s')} | {within} | {floor} | {basis} |"
         )
-    said = f"Expected on {STACK_NAMES[row.case.deployment.stack]}'s kernels."
+    said = f"Expected on {escaped(kernels_of(row))}."
     if row.no_times:
         said = f"Nothing is expected: {escaped(row.no_times)}."
     costs = [

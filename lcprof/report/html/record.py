@@ -26,7 +26,7 @@ from lcprof.plan import study
 from lcprof.plan.fits import power_for
 from lcprof.plan.row import Row
 from lcprof.report.bar import PARTS
-from lcprof.report.console import BREAKS, Answers, position_note
+from lcprof.report.console import BREAKS, Answers, kernels_of, position_note
 from lcprof.report.export import csv_table, records
 from lcprof.report.screen import printable, shorten
 from lcprof.report.table import HEADS, abbreviated, shown, varying
@@ -256,6 +256,7 @@ def _about(rows: Sequence[Row], kept: Sequence[Row], row: Row, asked: Asked) -> 
         "chosen": 0,
         "asked": next(i for i, each in enumerate(kept) if each is rows[0]),
         "no_times": row.no_times,
+        "timed_as": kernels_of(row),
         "command": asked.command,
         "lcprof_version": __version__,
         "date": printable(asked.date),

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from html import escape
-
-from lcprof.report.console import STACK_NAMES
 from lcprof.report.html.markup import Markup, section
 
 NOTES_AS = {
@@ -101,7 +98,6 @@ def _confidence(page: Markup) -> str:
         '<th scope="col" class="text">time of</th><th scope="col" class="text">rests on</th>'
         '<th scope="col">floor</th><th scope="col" class="text">least certain</th>'
     )
-    stack = STACK_NAMES.get(str(page.value("rows", "stack")), "")
     supposed = "" if page.value("rows", "fits") else " They suppose that it fitted."
     risk = at("rows", "risk")
     if page.value("rows", "risk") != "none":
@@ -109,7 +105,7 @@ def _confidence(page: Markup) -> str:
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Times"><table>'
         f"<thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>"
-        f"<p>Times are those of {escape(stack)}'s kernels, sustained under the power limit; "
+        f"<p>Times are those of {at('about', 'timed_as')}, sustained under the power limit; "
         f"the small figures hold nine in ten measurements.{supposed} "
         f"Risk to quality is {risk}.</p>"
     )
