@@ -27,6 +27,7 @@ SHOWN_ROWS = 20
 MEASURE_EPILOG = """\b
 Examples:
   lcprof measure scenarios/llama-3.1-8b-1m-one-h200.yaml -o runs/llama --budget 5m
+  lcprof measure scenarios/standard/*.yaml --only all --ceilings
   lcprof measure scenarios/smoke.yaml --device cpu
   lcprof measure scenarios/smoke.yaml --device cpu --resume
   lcprof measure --ceilings
@@ -35,13 +36,13 @@ result was wrong or the GPU was lost, 2 for bad input, 130 after Ctrl-C."""
 
 
 @click.command(epilog=MEASURE_EPILOG)
-@click.argument("scenario", required=False, metavar="[SCENARIO.yaml]")
+@click.argument("scenarios", nargs=-1, metavar="[SCENARIO.yaml]...")
 @_axis_options
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="any scenario key")
 @click.option("-o", "run", metavar="RUN", help="folder of the record; runs/NAME-DEVICE by default")
 @click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True)
 @click.option("--impl", "impls", multiple=True, metavar="NAME", help="lcprof, torch, naive, ...")
-@click.option("--only", multiple=True, metavar="OPERATION", help="decode_attention, gemm, ...")
+@click.option("--only", multiple=True, metavar="OPERATION", help="decode_attention, all, ...")
 @click.option("--budget", metavar="TIME", help="begin no point after this long: 5m")
 @click.option("--sustained", default="1 s", show_default=True, metavar="TIME", help="0 for none")
 @click.option("--ceilings", is_flag=True, help="bandwidths, products and launches first")
@@ -49,7 +50,7 @@ result was wrong or the GPU was lost, 2 for bad input, 130 after Ctrl-C."""
 @click.option("--resume", is_flag=True, help="go on with the record in RUN")
 @click.option("--beside-others", is_flag=True, help="although other processes use the GPU")
 def measure(
-    scenario: str | None,
+    scenarios: tuple[str, ...],
     settings: tuple[str, ...],
     run: str | None,
     device: Literal["cuda", "cpu"],
@@ -63,9 +64,10 @@ def measure(
     beside_others: bool,
     **axes: tuple[str, ...],
 ) -> int:
-    """Run a scenario's kernels on the GPU at hand and put what they took beside the plan.
+    """Run the kernels of scenarios on the GPU at hand and put what they took beside the plan.
 
-    Every row is on the disk once it is measured; a run that ended early goes on with --resume.
+    What several scenarios share is measured once. Every row is on the disk once it is measured; a
+    run that ended early goes on with --resume.
     """
     from lcprof.measure.machine import catalogued, flops_per_cycle
     from lcprof.measure.points import chosen_operations, implementations, points_of
@@ -76,18 +78,17 @@ def measure(
 
     chosen = {"impls": implementations(impls, device), "only": chosen_operations(only)}
     budget_s, sustained_s = _seconds("--budget", budget), _seconds("--sustained", sustained)
-    bare = scenario is None and not settings and not any(axes.values())
+    bare = not scenarios and not settings and not any(axes.values())
     if bare and not ceilings:
         raise InputError.one(
             "measure", given="nothing", expected="a scenario, flags that make one, or --ceilings"
         )
     if budget_s == 0:
         raise InputError.one("--budget", given=budget, expected="longer than 0 s")
-    asked = None if bare else _asked(scenario, axes, settings)
-    cases = [row.case for row in asked.rows] if asked is not None else []
+    asked = [] if bare else [_asked(each, axes, settings) for each in scenarios or (None,)]
+    cases = [row.case for each in asked for row in each.rows]
     points = points_of(cases, device=device, **chosen)
-    stem = Path(scenario).stem if scenario is not None else "ceilings" if bare else "flags"
-    folder = Path(run or f"runs/{stem}-{device}")
+    folder = Path(run or f"runs/{_stem(scenarios, bare=bare)}-{device}")
     session = open_session(device, beside_others=beside_others)
     given = cases[0].deployment.gpu if axes["gpu"] and cases else None
     sheet = given or catalogued(session.name, session.facts.memory_bytes)
@@ -96,7 +97,7 @@ def measure(
         run=folder,
         points=points,
         predictions=_predictions(points, sheet),
-        scenario=_scenario_text(scenario, axes, settings),
+        scenario=_scenario_text(scenarios, axes, settings),
         command=("lcprof", *sys.argv[1:]),
         ceilings=ceilings,
         resume=resume,
@@ -118,6 +119,14 @@ def measure(
         print(f"a torn last line of {result.dropped_bytes} bytes was cut off", file=sys.stderr)
     _print_record(folder)
     return _measured_status(folder, result.outcome)
+
+
+def _stem(scenarios: Sequence[str], *, bare: bool) -> str:
+    """What a run is called: after its scenario, or the folder of several."""
+    if not scenarios:
+        return "ceilings" if bare else "flags"
+    first = Path(scenarios[0])
+    return first.stem if len(scenarios) == 1 else first.resolve().parent.name or "several"
 
 
 def _predictions(points: Sequence[Point], sheet: Gpu | None) -> list[Prediction]:
@@ -154,10 +163,10 @@ def _seconds(flag: str, text: str | None) -> float | None:
 
 
 def _scenario_text(
-    scenario: str | None, axes: Mapping[str, tuple[str, ...]], settings: tuple[str, ...]
+    scenarios: Sequence[str], axes: Mapping[str, tuple[str, ...]], settings: tuple[str, ...]
 ) -> str:
-    """The text that was planned: the file's, and what flags changed of it."""
-    text = Path(scenario).read_text(encoding="utf-8") if scenario is not None else ""
+    """The text that was planned: the files', and what flags changed of it."""
+    text = "---\n".join(Path(each).read_text(encoding="utf-8") for each in scenarios)
     flags = [f"--{key} {each}" for key, given in axes.items() for each in given]
     flags += [f"--set {each}" for each in settings]
     return text + "".join(f"# {flag}\n" for flag in flags)

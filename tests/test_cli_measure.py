@@ -172,6 +172,19 @@ def test_a_full_disk_is_one_line(
     assert main([*command, "--resume"]) == 0
 
 
+def test_several_scenarios_are_one_run(tiny: str, tmp_path: Path) -> None:
+    """The second has the first's points, and one more length."""
+    longer = tmp_path / "longer.yaml"
+    longer.write_text(TINY.replace("context: 256", "context: [256, 512]"))
+    command = ["measure", *QUICK, "--only", "decode_attention"]
+    assert main([*command, tiny, "-o", str(tmp_path / "one")]) == 0
+    assert main([*command, tiny, str(longer), "-o", str(tmp_path / "two")]) == 0
+    one, two = (read_record(tmp_path / name) for name in ("one", "two"))
+    assert len(two.rows) == 2 * len(one.rows)
+    assert set(one.rows) < set(two.rows)
+    assert two.provenance.scenario == Path(tiny).read_text() + "---\n" + longer.read_text()
+
+
 def test_nothing_to_measure_and_no_time_are_told(tiny: str, capsys: Output) -> None:
     assert main(["measure", "--device", "cpu"]) == 2
     assert "expected a scenario, flags that make one, or --ceilings" in error(capsys)

@@ -22,6 +22,12 @@ from lcprof.measure.row import Predicted
 SUMMED = {"append": ("kv write",)}
 """The plan's operations that make up a point's; attention with what it selects for the others."""
 ATTENTION = ("attention", "select", "dequantise")
+BACKWARD_FLOPS = 2.5
+"""Five products of a score's size where the forward pass has two (FlashAttention-2,
+arXiv:2307.08691, section 4.1)."""
+BACKWARD_BYTES = 2.0
+"""It reads what the forward pass reads and writes, and the gradient of the output; it writes one
+for each of the inputs."""
 
 
 class Prediction(Struct, frozen=True, kw_only=True):
@@ -129,11 +135,14 @@ def _operations(point: Point) -> list[Operation[float]]:
         # What the plan counts as one: scoring is what is left without attention to the latents.
         whole = _attended(part, group)
         rest = _attended(part, _without_index(group))
-        both = [*whole, *(_negative(each) for each in rest)]
+        both = [*whole, *(_times(each, flops=-1.0, moved=-1.0) for each in rest)]
         return [each for each in both if each.name in names]
     if point.operation == "sparse_mla_decode":
         group = _without_index(group)
-    return [each for each in _attended(part, group) if each.name in names]
+    found = [each for each in _attended(part, group) if each.name in names]
+    if point.operation == "attention_backward":
+        return [_times(each, flops=BACKWARD_FLOPS, moved=BACKWARD_BYTES) for each in found]
+    return found
 
 
 def _attended(part: Part, group: LayerGroup) -> list[Operation[float]]:
@@ -158,10 +167,10 @@ def _without_index(group: LayerGroup) -> LayerGroup:
     return replace(group, mixer=replace(mixer, indexer=chosen))
 
 
-def _negative(each: Operation[float]) -> Operation[float]:
+def _times(each: Operation[float], *, flops: float, moved: float) -> Operation[float]:
     return replace(
         each,
-        rank_flops=-each.rank_flops,
-        rank_read_bytes=-each.rank_read_bytes,
-        rank_write_bytes=-each.rank_write_bytes,
+        rank_flops=flops * each.rank_flops,
+        rank_read_bytes=moved * each.rank_read_bytes,
+        rank_write_bytes=moved * each.rank_write_bytes,
     )

@@ -47,8 +47,11 @@ OPERATIONS: Mapping[str, tuple[str, ...]] = {
     "sparse_mla_decode": ("triton",),
     "append": ("triton", "torch"),
     "gemm": ("torch",),
+    "attention_backward": ("triton", "flash", "cudnn", "naive"),
 }
 """Every operation and who can compute it: `impl=` of its kernel, or PyTorch itself."""
+UNPLANNED = ("attention_backward",)
+"""What no plan has, as it belongs to training; measured where `--only` asks for it."""
 STACKS: Mapping[str, tuple[str, ...]] = {
     "lcprof": ("triton",),
     "torch": ("flash", "cudnn", "torch"),
@@ -128,12 +131,15 @@ def implementations(names: Sequence[str], device: str) -> tuple[str, ...]:
 
 
 def chosen_operations(names: Sequence[str]) -> tuple[str, ...]:
-    """The operations that `--only` names, all without one. Raises InputError for another name."""
+    """The operations that `--only` names ("all": every one), without one all that a plan has.
+    Raises InputError for another name."""
+    if "all" in names:
+        return tuple(OPERATIONS)
     for name in names:
         if name not in OPERATIONS:
-            hint = nearest(name, OPERATIONS) or "one of " + ", ".join(OPERATIONS)
+            hint = nearest(name, OPERATIONS) or "all, or one of " + ", ".join(OPERATIONS)
             raise InputError.one("--only", given=name, expected=f"an operation; {hint}")
-    return tuple(names) or tuple(OPERATIONS)
+    return tuple(names) or tuple(name for name in OPERATIONS if name not in UNPLANNED)
 
 
 def points_of(
@@ -223,6 +229,9 @@ def _grouped(
     }
     odd = _odd_attention(mixer)
     yield _grouped_prefill(case, group, mixer, heads, query_tokens, odd)
+    whole = int(case.workload.context_tokens)
+    backward = _grouped_prefill(case, group, mixer, heads, whole, odd)
+    yield replace(backward, operation="attention_backward")
     for point in _grouped_decode(case, group, mixer, heads):
         yield replace(point, why=odd) if odd and not point.why else point
     layout, scale, why, _ = kernel_format(case.kv, mixer.k_dim)

@@ -139,6 +139,8 @@ def _attention_need(point: Point, shape: Dimensions) -> Need:
         ring = shape.text("layout") == "ring"
         held = shape.count("window_tokens") + shape.count("sink_tokens") if ring else context
     stored = _stored_bytes(shape, batch, kv_heads, sum(width), held)
+    if point.operation == "attention_backward":
+        return _backward_need(point, shape, stored)
     out = around * width[1] + 4.0 * rows * heads
     scores = 16.0 * rows * heads * held
     wide = 2.0 * batch * heads * held * sum(width)
@@ -150,6 +152,21 @@ def _attention_need(point: Point, shape: Dimensions) -> Need:
         drawing = 12.0 * min(batch * kv_heads * held * width[0], 2**27)
         one_head = max(one_head * kv_heads, drawing)
     return Need(inputs=around * width[0] + stored, call=call, check=out + one_head)
+
+
+def _backward_need(point: Point, shape: Dimensions, stored: float) -> Need:
+    """Inputs come with the output and its gradient. The check goes backwards from the last tokens,
+    in float32, with keys and values repeated for every query head."""
+    batch, heads, width = (shape.count(name) for name in ("batch", "q_heads", "head_dim"))
+    queries, context = shape.count("query_tokens"), shape.count("context_tokens")
+    rows = batch * queries * heads
+    scores = 16.0 * rows * context if point.implementation == "naive" else 0.0
+    wide = 4.0 * batch * heads * context
+    return Need(
+        inputs=3 * 2.0 * rows * width + stored,
+        call=2.0 * rows * width + stored + 8.0 * rows + scores,
+        check=4 * wide * 2 * width + 8 * wide * min(queries, CHECKED_TOKENS),
+    )
 
 
 def _stored_bytes(shape: Dimensions, batch: int, heads: int, width: int, tokens: int) -> float:
@@ -176,6 +193,8 @@ def peaks(points: Iterable[Point]) -> list[Prediction]:
     return [
         Prediction(name=point.key, peak_bytes=need.inputs + need.call)
         for point in points
-        if not point.why and (point.implementation == "triton" or point.operation == "gemm")
+        if not point.why
+        and (point.implementation == "triton" or point.operation == "gemm")
+        and point.operation != "attention_backward"
         for need in [needed(point)]
     ]

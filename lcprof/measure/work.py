@@ -28,6 +28,7 @@ from lcprof_kernels import caches
 from lcprof_kernels.append.api import append
 from lcprof_kernels.append.inputs import draw
 from lcprof_kernels.append.reference import append_eager
+from lcprof_kernels.attention import cases
 from lcprof_kernels.attention.api import attention
 from lcprof_kernels.attention.inputs import make_inputs
 from lcprof_kernels.attention.problem import check_problem
@@ -146,6 +147,25 @@ def _prefill_work(
             return attend_all(q, k, v)
 
     return Work(run=run, check=check)
+
+
+def _backward(shape: Dimensions, impl: str, place: torch.device) -> Work:
+    """Gradients of q, k and v from an output that is computed once."""
+    drawn = make_inputs(
+        **shape.counts("batch", "q_heads", "kv_heads", "query_tokens", "context_tokens"),
+        head_dim=shape.count("head_dim"),
+        dtype=DTYPES[shape.text("dtype")],
+        device=place,
+    )
+    prepared = cases.Prepared(
+        drawn, shape.some("window_tokens"), shape.count("sink_tokens"), {}, backward=True
+    )
+
+    def run() -> tuple[Tensor, ...]:
+        # Autograd works on streams of its own, which a graph cannot capture.
+        return prepared.run_backward_with(None) if impl == "triton" else prepared.run(impl)
+
+    return Work(run=run, check=lambda found: cases.check(prepared, found))
 
 
 def _decode(shape: Dimensions, impl: str, place: torch.device) -> Work:
@@ -464,6 +484,7 @@ _PREPARE: Mapping[str, Callable[[Dimensions, str, torch.device], Work]] = {
     "sparse_mla_decode": _sparse_mla,
     "append": _append,
     "gemm": _gemm,
+    "attention_backward": _backward,
 }
 
 

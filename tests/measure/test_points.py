@@ -277,7 +277,7 @@ def test_a_cpu_runs_no_gpu_library() -> None:
     }
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "scenarios").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "scenarios").rglob("*.yaml")), ids=lambda p: p.stem)
 def test_every_scenario_has_points(path: Path) -> None:
     from lcprof.scenario.files import read_yaml
 
@@ -336,6 +336,18 @@ def test_the_floor_of_a_chunk_and_of_a_product_by_hand() -> None:
     )
     assert floor(product).flops == 2 * 4 * 4096 * 14336
     assert floor(product).hbm_bytes == 2 * (4096 * 14336 + 4 * 4096 + 4 * 14336)
+
+
+def test_a_backward_pass_is_measured_where_it_is_asked_for() -> None:
+    assert "attention_backward" not in {point.operation for point in points(kv="bf16")}
+    assert chosen_operations(["gemm", "all"]) == tuple(OPERATIONS)
+    (point,) = points(kv="bf16", only=["attention_backward"], context="4K", chunk=1024)
+    assert (point.shape["query_tokens"], point.shape["context_tokens"]) == (4096, 4096)
+    found = floor(point)
+    # Five products where the forward pass has two: 2.5 times 4 x 128 for each pair and head.
+    assert found.flops == 10 * 128 * 32 * (4096 * 4097 // 2)
+    # q, o and their gradients, k, v and theirs.
+    assert found.hbm_bytes == 2 * 4096 * 128 * (4 * 32 + 4 * 8)
 
 
 def test_appending_reads_bf16_and_writes_codes() -> None:

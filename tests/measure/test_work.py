@@ -59,6 +59,9 @@ SHAPES: list[tuple[str, str, dict[str, Any]]] = [
     ("mla_decode", "naive", LATENT),
     ("mla_decode", "naive", {**LATENT, "format": "fp8-656", "page_tokens": 64}),
     ("token_scores", "naive", SCORES),
+    ("attention_backward", "naive", {**PREFILL, "query_tokens": 160}),
+    ("attention_backward", "naive", {**PREFILL, "query_tokens": 160, "window_tokens": 32,
+                                     "sink_tokens": 4}),
     ("gemm", "torch", GEMM),
     ("gemm", "torch", {**GEMM, "rows": 1, "format": "fp16"}),
     ("gemm", "torch", {**GEMM, "format": "fp8"}),
@@ -83,6 +86,8 @@ def one_thread() -> None:
 
 def spoiled(result: Any) -> Any:
     """A result that is wrong everywhere."""
+    if isinstance(result, tuple):
+        return tuple(spoiled(each) for each in result)
     if isinstance(result, CompressedCache):
         result.keys.codes.view(torch.uint8).bitwise_xor_(0x11)
         return result
@@ -132,6 +137,9 @@ def test_our_kernels_take_the_same_inputs(case: tuple[str, str, Any]) -> None:
     error, allowed = work.check(result)
     if isinstance(result, torch.Tensor):
         assert torch.isfinite(result[..., :1]).all()
+        assert work.check(spoiled(result))[0] > allowed
+    elif isinstance(result, tuple):
+        assert error <= allowed
         assert work.check(spoiled(result))[0] > allowed
     else:
         assert (error, allowed) == (0.0, 0.0)

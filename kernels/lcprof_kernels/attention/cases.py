@@ -14,7 +14,7 @@ from lcprof_kernels.budget import Budget, tolerance
 
 from .api import attention
 from .inputs import Inputs, make_inputs
-from .launch import architecture_of, run_backward, run_forward
+from .launch import architecture_of, check_triton, run_backward, run_forward
 from .problem import Problem, check_problem
 from .reference import naive, reference
 from .tiles import BACKWARD_KEYS, BACKWARD_QUERIES, BackwardTiles, other_backward_tiles
@@ -74,10 +74,11 @@ class Prepared:
     def forward(self) -> tuple[Problem, torch.Tensor, torch.Tensor]:
         """The problem, its output and log-sum-exp, once."""
         problem = self._problem([self.inputs.q, self.inputs.k, self.inputs.v])
+        check_triton(problem, backward=self.backward)
         return problem, *run_forward(problem)
 
-    def run_backward_with(self, tiles: BackwardTiles) -> tuple[torch.Tensor, ...]:
-        """The gradients by our kernels with given tiles."""
+    def run_backward_with(self, tiles: BackwardTiles | None) -> tuple[torch.Tensor, ...]:
+        """The gradients by our kernels with given tiles, or with the table's."""
         problem, out, lse = self.forward
         return run_backward(
             problem,
@@ -85,8 +86,8 @@ class Prepared:
             lse,
             self.inputs.d_out,
             None,
-            keys_tile=tiles.keys,
-            queries_tile=tiles.queries,
+            keys_tile=tiles.keys if tiles else None,
+            queries_tile=tiles.queries if tiles else None,
         )
 
     def _problem(self, tensors: Sequence[torch.Tensor]) -> Problem:
