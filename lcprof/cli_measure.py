@@ -275,7 +275,7 @@ def calibrate(runs: tuple[str, ...], hold_out: bool, target: str | None, gpu: st
     from lcprof.scenario.transport import Calibrations
 
     if find_spec("scipy") is None:
-        raise room.NothingFittedError("no SciPy here, which fits: pip install 'lcprof[calibrate]'")
+        raise room.NothingFittedError("no SciPy here, which fits: pip install scipy")
     records = [read_record(Path(run)) for run in runs]
     given = None if gpu is None else load_gpu(gpu, where="--gpu")
     which = room.gpu_of(records, given)

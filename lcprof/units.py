@@ -172,6 +172,8 @@ def _prefixed(count: float, unit: str) -> str:
         rounded, power = rounded / 1000, power + 1
     if power == 0 and count == int(count):
         return f"{int(count)} {unit}"
+    if 1e-9 < abs(rounded) < 0.1:
+        return f"{rounded:.12f}".rstrip("0") + f" {unit}"
     return f"{_three_digits(rounded)} {prefixes[power]}{unit}"
 
 

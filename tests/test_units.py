@@ -187,6 +187,7 @@ def test_shown() -> None:
     assert units.show_seconds(math.inf) == "inf"
     assert units.show_count(4.1e16, "FLOP") == "41.0 PFLOP"
     assert units.show_count(math.inf, "FLOP") == "inf FLOP"
+    assert [units.show_count(x, "J") for x in (0.5, 0.00388, 0)] == ["0.50 J", "0.00388 J", "0 J"]
     assert units.show_bytes(656) == "656 B"
     assert units.show_bytes(70_272) == "70.3 kB"
     assert units.show_bytes(999.6e9) == "1.00 TB"

@@ -215,7 +215,7 @@ def open_device(kind: str) -> CpuDevice | CudaDevice:
         import torch
     except ImportError:
         raise ImpossibleError(
-            "no PyTorch here, which runs the kernels: pip install 'lcprof[gpu]'"
+            "no PyTorch here, which runs the kernels: pip install torch triton nvidia-ml-py"
         ) from None
     if kind == "cpu":
         return CpuDevice()

@@ -71,7 +71,7 @@ class Doctor:
 
     def _torch(self) -> Finding:
         if self.torch is None:
-            remedy = "pip install 'lcprof[gpu]'"
+            remedy = "pip install torch triton nvidia-ml-py"
             return Finding(
                 name="PyTorch", able=False, found="not installed", remedy=remedy, needed=True
             )

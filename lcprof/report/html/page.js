@@ -58,6 +58,8 @@
     let power = 0;
     while (Math.abs(near) >= 1000 && power < prefixes.length - 1) { near /= 1000; power += 1; }
     if (power === 0 && Number.isInteger(value)) return `${value} ${unit}`;
+    const size = Math.abs(near);
+    if (size > 1e-9 && size < 0.1) return `${near.toFixed(12).replace(/0+$/, "")} ${unit}`;
     return `${three(near)} ${prefixes[power]}${unit}`;
   }
   function seconds(value) {

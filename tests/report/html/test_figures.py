@@ -20,6 +20,7 @@ from lcprof.report.html.figures import show
         ("context_tokens", 131072, "128K"),
         ("output_tokens_per_s", 274.3, "274"),
         ("output_token_j", 15.1, "15.1 J"),
+        ("output_token_j", 0.003884, "0.00388 J"),
         ("decode_w_per_gpu", 516.4, "516 W"),
         ("request_usd", 0.54, "$0.540"),
         ("request_usd", 0.00368, "$0.00368"),
