@@ -204,12 +204,15 @@ def test_ctrl_c_leaves_a_row_and_one_line(tmp_path: Path) -> None:
     slow.write_text(TINY.replace("context: 256", "context: 8K").replace("q_heads: 4", "q_heads: 8"))
     run = tmp_path / "run"
     paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    # A shell starts what runs in the background deaf to Ctrl-C, and so would be its children.
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     started = subprocess.Popen(
         [sys.executable, "-m", "lcprof", "measure", str(slow), "--device", "cpu", "-o", str(run),
          "--sustained", "60"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": paths},
     )  # fmt: skip
+    signal.signal(signal.SIGINT, before)
     record = run / "record.jsonl"
     until = time.monotonic() + 120
     while not (record.exists() and record.stat().st_size) and time.monotonic() < until:
