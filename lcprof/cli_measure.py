@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from lcprof.cli import FITS, INTERRUPTED, NONE_FITS, _asked, _axis_options
+from lcprof.cli import FITS, INTERRUPTED, NONE_FITS
 from lcprof.errors import InputError
+from lcprof.flags import axis_options, plan_asked
 
 if TYPE_CHECKING:
     from lcprof.domain.calibration import Calibration
@@ -37,7 +38,7 @@ result was wrong or the GPU was lost, 2 for bad input, 130 after Ctrl-C."""
 
 @click.command(epilog=MEASURE_EPILOG)
 @click.argument("scenarios", nargs=-1, metavar="[SCENARIO.yaml]...")
-@_axis_options
+@axis_options
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="any scenario key")
 @click.option("-o", "run", metavar="RUN", help="folder of the record; runs/NAME-DEVICE by default")
 @click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True)
@@ -85,7 +86,7 @@ def measure(
         )
     if budget_s == 0:
         raise InputError.one("--budget", given=budget, expected="longer than 0 s")
-    asked = [] if bare else [_asked(each, axes, settings) for each in scenarios or (None,)]
+    asked = [] if bare else [plan_asked(each, axes, settings) for each in scenarios or (None,)]
     cases = [row.case for each in asked for row in each.rows]
     points = points_of(cases, device=device, **chosen)
     folder = Path(run or f"runs/{_stem(scenarios, bare=bare)}-{device}")

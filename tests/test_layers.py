@@ -22,6 +22,7 @@ FLOORS = {
     "lcprof.compare": 5,
     "lcprof.calibrate": 5,
     "lcprof.report": 6,
+    "lcprof.flags": 7,
     "lcprof.cli": 7,
     "lcprof.cli_measure": 7,
 }
