@@ -216,6 +216,7 @@ def _step(
         context_tokens=read,
         window_tokens=0.0,
         kv_bytes_per_element=each,
+        cold=1.0,
     )
     public = own.public_step(row.gpu, each, windowed=windowed)
     return DECODE_ATTENTION, (*variants, *public), call
@@ -275,6 +276,7 @@ def _latents(row: _Row, read: float, name: str) -> _Made:
         kv_bytes_per_element=_latent_format(row)[1],
         compute="bf16",
         tile_heads=_latent_tile(heads, row),
+        cold=1.0,
     )
     return MLA_DECODE, (("lcprof", name), *own.PUBLIC_LATENT_STEP), call
 
