@@ -11,6 +11,7 @@ from msgspec import Struct
 from lcprof.domain.kv.eviction import H2O, SnapKV
 from lcprof.domain.kv.share import Share
 from lcprof.domain.kv.window import Window
+from lcprof.plan.estimate import remade
 from lcprof.plan.row import Row
 from lcprof.report.bar import SHADES, bar, flow, legend
 from lcprof.report.screen import Screen, printable, shorten
@@ -131,8 +132,13 @@ def _strategy_notes(rows: Sequence[Row]) -> list[str]:
     )
     if late:
         notes.append(f"{', '.join(late)}: a prompt is held whole until it has been read.")
-    if any(isinstance(link, Share) for link in links):
+    asked = [row.case for row in rows if any(isinstance(x, Share) for x in row.case.kv.chain())]
+    idle = [case for case in asked if remade(case.model, case.kv) is case.model]
+    if len(idle) < len(asked):
         notes.append(f"share: {WHAT_IF}")
+    for spec, name in dict.fromkeys((case.kv_spec, case.model.name) for case in idle):
+        reason = "no layer has grouped attention that caches more"
+        notes.append(f"{spec} changes nothing in {name}: {reason}.")
     return notes
 
 
