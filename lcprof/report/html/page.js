@@ -54,8 +54,8 @@
   const short = (value) => plain(near(value));
   function money(value) {
     if (value >= 100) return short(value);
-    const places = value >= 1 || value <= 0 ? 2 : 2 - Math.floor(Math.log10(value));
-    return group(near(value).toFixed(places));
+    if (value >= 1 || value <= 0) return value.toFixed(2);
+    return near(value).toFixed(2 - Math.floor(Math.log10(value)));
   }
   const params = (value) => (value >= 1e9 ? `${short(value / 1e9)} B` : `${short(value / 1e6)} M`);
   function prefixed(value, unit) {
