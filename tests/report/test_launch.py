@@ -228,6 +228,8 @@ def test_an_inline_config_keeps_its_rope() -> None:
         "max_position_embeddings": 65_536,
         "rope_parameters": {**block, "factor": 8.0, "rope_theta": 10000.0},
     }
+    strange = read_inline({**sizes, "rope_scaling": {"type": "spiral", "factor": 4.0}}, where="t")
+    assert "not known" in launched(replace(given, model=strange), "vllm").missing[0].reason
     linear = read_inline({**sizes, "rope_scaling": {"type": "linear", "factor": 4.0}}, where="t")
     assert "context" in parts(launched(replace(given, model=linear), "vllm"))
     # Dynamic NTK measures from max_position_embeddings, which stays: 65,536 / 32,768.

@@ -75,7 +75,7 @@ def read_rope(keys: Keys, family: Family) -> Rope:
     part = _turned_part(keys)
     if part is not None:
         block.setdefault("partial_rotary_factor", part)
-    unsaid = _unsaid(keys, block)
+    unsaid = _unsaid(keys, family, block)
     return replace(
         rope,
         block={} if unsaid else block,
@@ -159,9 +159,14 @@ def _turned_part(keys: Keys) -> float | None:
     return turned / wide if is_number(turned) and is_number(wide) and wide else None
 
 
-def _unsaid(keys: Keys, block: Mapping[str, Any]) -> str:
+def _unsaid(keys: Keys, family: Family, block: Mapping[str, Any]) -> str:
     """Why `block` alone does not tell the whole rope, or ""."""
     model_type = keys.values.get("model_type")
+    if family.positions == "alibi":
+        return "its positions are ALiBi's slopes"
+    named = block.get("rope_type") or block.get("type")
+    if named is not None and named not in KINDS:
+        return "its config names a scaling that is not known"
     layered = any(isinstance(value, Mapping) for value in block.values())
     thetas = any(isinstance(keys.values.get(name), list) for name in _THETAS)
     if layered or thetas or model_type in _LOCAL_TYPES or keys.has(*_LOCAL):
