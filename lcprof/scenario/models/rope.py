@@ -153,10 +153,11 @@ def _turned_part(keys: Keys) -> float | None:
     """The part of each head that is turned, where the config says so."""
     values = keys.values
     for name in ("partial_rotary_factor", "rotary_pct", "rope_pct"):
-        if is_number(values.get(name)):
-            return float(values[name])
+        part = values.get(name)
+        if is_number(part) and 0 < part <= 1:
+            return float(part)
     turned, wide = values.get("rotary_dim"), values.get("head_dim")
-    return turned / wide if is_number(turned) and is_number(wide) and wide else None
+    return turned / wide if is_number(turned) and is_number(wide) and 0 < turned <= wide else None
 
 
 def _unsaid(keys: Keys, family: Family, block: Mapping[str, Any]) -> str:
@@ -165,7 +166,7 @@ def _unsaid(keys: Keys, family: Family, block: Mapping[str, Any]) -> str:
     if family.positions == "alibi":
         return "its positions are ALiBi's slopes"
     named = block.get("rope_type") or block.get("type")
-    if named is not None and named not in KINDS:
+    if named is not None and not (isinstance(named, str) and named in KINDS):
         return "its config names a scaling that is not known"
     layered = any(isinstance(value, Mapping) for value in block.values())
     thetas = any(isinstance(keys.values.get(name), list) for name in _THETAS)
