@@ -45,9 +45,8 @@ def matrix_operation(
         flops += 2.0 * matrix.params
         rank_flops += 2.0 * matrix.params * share
         weights += matrix_bytes(matrix, deployment) * share
-        column = matrix.outputs >= matrix.inputs
-        moved_in += matrix.inputs * (1.0 if column else share) * ACTIVATION_BYTES
-        moved_out += matrix.outputs * (share if column else 1.0) * ACTIVATION_BYTES
+        moved_in += matrix.inputs * (share if matrix.closes else 1.0) * ACTIVATION_BYTES
+        moved_out += matrix.outputs * (1.0 if matrix.closes else share) * ACTIVATION_BYTES
     compute = stored_format(matrices[0], deployment).compute if matrices else "bf16"
     return Operation(
         name=name,

@@ -208,8 +208,7 @@ def _live(matrices: tuple[Matrix, ...], deployment: Deployment) -> float:
     total = 0.0
     for matrix in matrices:
         share = matrix_share(matrix, deployment.tp)
-        closing = matrix.name in ("o", "down", "shared_down")
-        total += (matrix.inputs if closing else matrix.outputs) * share
+        total += (matrix.inputs if matrix.closes else matrix.outputs) * share
     return total
 
 
@@ -218,7 +217,7 @@ def _routed(ffn: FeedForward, hidden: int, deployment: Deployment) -> float:
     between, for the copies that a rank's experts take out of all tokens of the dp groups."""
     if not ffn.experts:
         return 0.0
-    between = sum(m.inputs if m.name == "down" else m.outputs for m in ffn.expert)
+    between = sum(m.inputs if m.closes else m.outputs for m in ffn.expert)
     across = deployment.tp * deployment.dp // deployment.ep
     copies = ffn.experts_per_token * deployment.dp * cut_share(ffn.experts, deployment.ep)
     return copies * (between / across + 2.0 * hidden)

@@ -38,6 +38,17 @@ class Matrix(Struct, frozen=True, kw_only=True):
     def params(self) -> int:
         return self.inputs * self.outputs
 
+    @property
+    def closes(self) -> bool:
+        """Whether it ends a mixer or a feed-forward, so that tensor parallelism cuts its inputs
+        and the ranks' results add up; every other matrix is cut by its outputs (Megatron-LM,
+        arXiv:1909.08053, section 3)."""
+        return self.name in CLOSING
+
+
+CLOSING = frozenset({"o", "o_up", "out", "down", "shared_down"})
+"""Names of the matrices that end a mixer or a feed-forward."""
+
 
 class TokenIndexer(Struct, frozen=True, kw_only=True):
     """Scores every cached token with small index keys and keeps the best (DeepSeek sparse

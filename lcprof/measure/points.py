@@ -442,17 +442,13 @@ def _gemms(case: Case, group: LayerGroup, phase: str, rows: int) -> Iterator[Poi
 
 
 def _gemm(case: Case, group: LayerGroup | None, phase: str, rows: int, matrix: Matrix) -> Point:
-    """A rank's share of y = x W. What comes back to the hidden state is cut by its inputs, so that
-    the ranks' results add up; everything else by its outputs (Megatron-LM, arXiv:1909.08053,
-    section 3)."""
+    """A rank's share of y = x W."""
     share = matrix_share(matrix, case.deployment.tp)
-    hidden = case.model.hidden
-    back = matrix.outputs == hidden and (matrix.inputs != hidden or matrix.name in ("o", "down"))
     stored = stored_format(matrix, case.deployment)
     shape: Entries = {
         "rows": rows,
-        "depth": round(matrix.inputs * share) if back else matrix.inputs,
-        "columns": matrix.outputs if back else round(matrix.outputs * share),
+        "depth": round(matrix.inputs * share) if matrix.closes else matrix.inputs,
+        "columns": matrix.outputs if matrix.closes else round(matrix.outputs * share),
         "format": stored.name,
     }
     part = Part(case=case, group=group, phase=phase, kv=case.kv, query_tokens=rows, matrix=matrix)

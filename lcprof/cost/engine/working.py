@@ -94,10 +94,9 @@ def _widest(model: ModelShape, deployment: Deployment, stage: Stage) -> float:
             live = 0.0
             for matrix in group.ffn.matrices:
                 share = matrix_share(matrix, deployment.tp)
-                closing = matrix.name in ("down", "shared_down")
-                live += (matrix.inputs if closing else matrix.outputs) * share
+                live += (matrix.inputs if matrix.closes else matrix.outputs) * share
                 form = stored_format(matrix, deployment)
-                if closing and form.compute in ("fp8", "int8") and form.bits == 8:
+                if matrix.closes and form.compute in ("fp8", "int8") and form.bits == 8:
                     # The quantised copy of what the closing projection reads.
                     live += matrix.inputs * share / 2
             widest = max(widest, live)
@@ -106,7 +105,7 @@ def _widest(model: ModelShape, deployment: Deployment, stage: Stage) -> float:
             live = sum(
                 matrix.outputs * matrix_share(matrix, deployment.tp)
                 for matrix in mixer.matrices
-                if matrix.name not in ("o", "out", "down")
+                if not matrix.closes
             )
             if isinstance(mixer, GroupedAttention):
                 live += mixer.q_heads * mixer.v_dim / deployment.tp

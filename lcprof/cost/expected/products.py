@@ -21,8 +21,6 @@ from lcprof.domain.model import FeedForward, Matrix
 from lcprof.domain.weights import WeightFormat
 from lcprof.num import Num
 
-CUT_BY_ROWS = frozenset({"o", "o_up", "out", "down", "shared_down"})
-"""Matrices whose inputs tensor parallelism cuts; the others' outputs are cut."""
 FEW_ROWS = 32.0
 
 
@@ -34,7 +32,7 @@ def product_tasks(
     for together in fused(matrices, deployment):
         first = together[0]
         shares = [matrix_share(matrix, deployment.tp) for matrix in together]
-        if first.name in CUT_BY_ROWS:
+        if first.closes:
             columns, depth = float(first.outputs), first.inputs * shares[0]
         else:
             columns = sum(m.outputs * share for m, share in zip(together, shares, strict=True))
@@ -48,7 +46,7 @@ def fused(matrices: tuple[Matrix, ...], deployment: Deployment) -> Iterator[tupl
     """The matrices that engines run as one product, in order."""
     held: dict[Any, list[Matrix]] = {}
     for matrix in matrices:
-        alone = matrix.name in CUT_BY_ROWS or matrix.fixed
+        alone = matrix.closes or matrix.fixed
         stored = stored_format(matrix, deployment).name
         kind = matrix.name.startswith("shared_")
         key = matrix.name if alone else (matrix.inputs, stored, kind)
