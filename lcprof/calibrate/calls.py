@@ -20,6 +20,7 @@ from lcprof.cost.timing.decode_attention import DECODE_ATTENTION, DecodeAttentio
 from lcprof.cost.timing.elementwise import ELEMENTWISE, ElementwiseCall
 from lcprof.cost.timing.family import Family
 from lcprof.cost.timing.gemm import GEMM, GemmCall
+from lcprof.cost.timing.latent import DEEPSEEK_V3
 from lcprof.cost.timing.mla_decode import MLA_DECODE, MlaDecodeCall
 from lcprof.cost.timing.prefill_attention import PREFILL_ATTENTION, PrefillAttentionCall
 from lcprof.domain.gpu import Gpu
@@ -272,6 +273,8 @@ def _latents(row: _Row, read: float, name: str) -> _Made:
     call = MlaDecodeCall(
         batch=batch,
         q_heads=heads,
+        latent_dim=DEEPSEEK_V3.kv_rank,
+        rope_dim=DEEPSEEK_V3.rope_dim,
         context_tokens=read,
         kv_bytes_per_element=_latent_format(row)[1],
         compute="bf16",

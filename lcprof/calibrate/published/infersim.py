@@ -19,6 +19,7 @@ from lcprof.calibrate.published import (
 from lcprof.calibrate.published.attention import LONG_PROMPT_TOKENS
 from lcprof.cost.timing.decode_attention import DECODE_ATTENTION, DecodeAttentionCall
 from lcprof.cost.timing.decode_attention import large as much_kv
+from lcprof.cost.timing.latent import DEEPSEEK_V3
 from lcprof.cost.timing.mla_decode import MLA_DECODE, MlaDecodeCall
 from lcprof.cost.timing.mla_decode import large as much_latent
 from lcprof.cost.timing.prefill_attention import PREFILL_ATTENTION, PrefillAttentionCall
@@ -83,6 +84,8 @@ def mla_decode(part: DataFrame, kv_bytes: float) -> MlaDecodeCall:
     return MlaDecodeCall(
         batch=column(part, "batch_size"),
         q_heads=column(part, "n_q_heads"),
+        latent_dim=DEEPSEEK_V3.kv_rank + 0.0 * context,
+        rope_dim=DEEPSEEK_V3.rope_dim,
         context_tokens=context,
         kv_bytes_per_element=0.0 * context + kv_bytes,
         compute="bf16",

@@ -95,6 +95,8 @@ def generation_mla(frame: DataFrame) -> Batches:
         call = MlaDecodeCall(
             batch=column(part, "batch_size"),
             q_heads=column(part, "num_heads"),
+            latent_dim=DEEPSEEK_V3.kv_rank + 0.0 * column(part, "kv_len"),
+            rope_dim=DEEPSEEK_V3.rope_dim,
             context_tokens=column(part, "kv_len"),
             kv_bytes_per_element=0.0 * column(part, "kv_len") + DTYPE_BYTES[kv_dtype],
             compute=decode_compute(framework, kv_dtype),

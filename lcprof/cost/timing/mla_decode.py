@@ -18,8 +18,6 @@ from lcprof.cost.timing.ceilings import Ceilings, missed
 from lcprof.cost.timing.family import Family
 from lcprof.domain.calibration import Parameter
 
-LATENT_DIM = 512.0
-ROPE_DIM = 64.0
 HEADS_PER_TILE = 64.0
 BLOCK_TOKENS = 64.0
 LARGE_BYTES = 50e6
@@ -69,6 +67,8 @@ class MlaDecodeCall(Struct, frozen=True, kw_only=True):
 
     batch: Any
     q_heads: Any
+    latent_dim: Any
+    rope_dim: Any
     context_tokens: Any
     kv_bytes_per_element: Any
     compute: str
@@ -79,24 +79,31 @@ class MlaDecodeCall(Struct, frozen=True, kw_only=True):
 
 def kv_bytes(call: MlaDecodeCall) -> Any:
     """Bytes of latents read."""
-    per_token = (LATENT_DIM + ROPE_DIM) * call.kv_bytes_per_element
-    return call.batch * call.context_tokens * per_token
+    return call.batch * call.context_tokens * _token_bytes(call)
+
+
+def _token_bytes(call: MlaDecodeCall) -> Any:
+    return (call.latent_dim + call.rope_dim) * call.kv_bytes_per_element
+
+
+def pair_flops(call: MlaDecodeCall) -> Any:
+    """FLOPs of a head and a cached token: scores over the latent and the rope key, and sums of
+    latents."""
+    return 2.0 * (2.0 * call.latent_dim + call.rope_dim)
 
 
 def flops(call: MlaDecodeCall) -> Any:
     """Multiply-adds of both products, counted as two, with absorbed projections."""
-    per_pair = 2.0 * (2.0 * LATENT_DIM + ROPE_DIM)
-    return call.batch * call.q_heads * call.context_tokens * per_pair
+    return call.batch * call.q_heads * call.context_tokens * pair_flops(call)
 
 
 def seconds(call: MlaDecodeCall, ceilings: Ceilings, parameters: Mapping[str, float]) -> Any:
     """Time of the call."""
     tiles = num.ceil(call.q_heads / call.tile_heads)
     items = call.batch * tiles
-    token_flops = 2.0 * (2.0 * LATENT_DIM + ROPE_DIM) * call.tile_heads
+    token_flops = pair_flops(call) * call.tile_heads
     rate = ceilings.flops_per_s(call.compute) * parameters["compute"] / ceilings.sm_count
-    token_bytes = (LATENT_DIM + ROPE_DIM) * call.kv_bytes_per_element
-    token_s = token_flops / rate + token_bytes / parameters["cta_bytes_per_s"]
+    token_s = token_flops / rate + _token_bytes(call) / parameters["cta_bytes_per_s"]
     if call.splits:
         share = items * call.context_tokens / ceilings.sm_count
         share = num.larger(share, num.smaller(call.context_tokens + 0.0, BLOCK_TOKENS))
@@ -119,6 +126,7 @@ def features(call: MlaDecodeCall) -> Mapping[str, Any]:
         "kv_bytes": kv_bytes(call),
         "q_heads": call.q_heads,
         "batch": call.batch,
+        "latent_dim": call.latent_dim,
     }
 
 

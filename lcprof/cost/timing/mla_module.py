@@ -114,6 +114,8 @@ def decode_core(call: MlaModuleCall) -> mla_decode.MlaDecodeCall:
     return mla_decode.MlaDecodeCall(
         batch=call.batch,
         q_heads=call.q_heads * call.gathered,
+        latent_dim=call.shape.kv_rank,
+        rope_dim=call.shape.rope_dim,
         context_tokens=call.context_tokens,
         kv_bytes_per_element=call.kv_bytes_per_element,
         compute=call.compute,
@@ -171,6 +173,7 @@ def features(call: MlaModuleCall) -> Mapping[str, Any]:
         "context_tokens": kept,
         "cached_tokens": call.batch * kept,
         "q_heads": call.q_heads,
+        "latent_dim": call.shape.kv_rank,
     }
 
 

@@ -38,6 +38,8 @@ H200 = Ceilings(
 STEP = MlaDecodeCall(
     batch=64.0,
     q_heads=128.0,
+    latent_dim=512.0,
+    rope_dim=64.0,
     context_tokens=131_072.0,
     kv_bytes_per_element=2.0,
     compute="bf16",
@@ -129,6 +131,16 @@ def test_weights_that_the_l2_could_hold_are_read_between_other_layers() -> None:
     saved = weight_bytes * held / (p["weights"] * 4.8e12) + p["cold_s"] * cache_held
     cold = MLA_DECODE_MODULE.seconds(replace(step, cold=1.0), H200, p)
     assert cold - MLA_DECODE_MODULE.seconds(step, H200, p) == pytest.approx(saved, rel=1e-6)
+
+
+def test_a_narrower_latent_takes_less_and_is_no_longer_inside_the_box() -> None:
+    """A what-if on the architecture: a quarter of the latent reads a third of the bytes."""
+    p = starts(MLA_DECODE) | {"serial": 0.005, "cold_s": 1e-8, "launch_s": 1e-6}
+    few = replace(STEP, q_heads=8.0, tile_heads=8.0)
+    narrow = replace(few, latent_dim=128.0)
+    whole_s, less_s = (MLA_DECODE.seconds(each, H200, p) for each in (few, narrow))
+    assert less_s / whole_s == pytest.approx((128 + 64) / (512 + 64), rel=0.02)
+    assert MLA_DECODE.features(narrow)["latent_dim"] == 128.0
 
 
 def test_projections_have_deepseeks_weights() -> None:
