@@ -60,7 +60,6 @@ class Resources:
     num_warps: int
     shared_bytes: int
     registers: int
-    stack_bytes: int
     spill_instructions: int
     instructions: Mapping[str, int]
     """How many of each family: HMMA, HGMMA, QGMMA, IMMA, IGMMA, LDGSTS, UTMALDG, LDSM, I2F, ..."""
@@ -138,7 +137,7 @@ def read_cubin(cubin: bytes, *, arch: int, num_warps: int, shared_bytes: int) ->
             ).stdout
             for flag in ("-res-usage", "-sass")
         )
-    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    found = re.search(r"REG:(\d+)", usage)
     if found is None:
         raise KernelError("cuobjdump reported no resource usage")
     counts = dict.fromkeys(COUNTED, 0)
@@ -150,7 +149,6 @@ def read_cubin(cubin: bytes, *, arch: int, num_warps: int, shared_bytes: int) ->
         num_warps=num_warps,
         shared_bytes=shared_bytes,
         registers=int(found[1]),
-        stack_bytes=int(found[2]),
         spill_instructions=counts["LDL"] + counts["STL"],
         instructions={name: count for name, count in counts.items() if count},
     )

@@ -8,7 +8,6 @@ from lcprof.cost.sharding import (
     Stage,
     expert_share,
     matrix_share,
-    stages,
     stored_format,
 )
 from lcprof.domain.deployment import Deployment
@@ -65,9 +64,3 @@ def stage_rank_bytes(model: ModelShape, deployment: Deployment, stage: Stage) ->
         shared = model.tied_embeddings and stage.first
         total += 0.0 if shared else table
     return total
-
-
-def rank_bytes(model: ModelShape, deployment: Deployment) -> float:
-    """Bytes of weights on the fullest rank of all."""
-    cut = stages(model, deployment.pp)
-    return max(stage_rank_bytes(model, deployment, stage) for stage in cut)

@@ -62,11 +62,10 @@ class TokenIndexer(Struct, frozen=True, kw_only=True):
 
 class BlockSelection(Struct, frozen=True, kw_only=True):
     """Reads only the best blocks of a full cache (MiniMax-M3): `top_blocks` of `block_tokens`,
-    chosen by `heads` index heads over index keys of `key_dim`, plus `local_blocks` nearest."""
+    chosen by `heads` index heads over index keys of `key_dim`; the nearest are among them."""
 
     block_tokens: int
     top_blocks: int
-    local_blocks: int
     heads: int
     key_dim: int
 

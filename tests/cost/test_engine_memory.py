@@ -116,7 +116,7 @@ def test_hybrid_pages(record: str, groups: int, layers: int, block_tokens: int) 
     made = server(ROWS[record])
     assert not isinstance(made, Declined)
     stage = stages(made.model, 1)[0]
-    layout = page_layout(stage, made.model, made.deployment, made.flags, VLLM)
+    layout = page_layout(stage, made.deployment, made.flags, VLLM)
     assert len(layout.groups) == groups
     assert {group.layers for group in layout.groups} == {layers}
     assert layout.block_tokens == block_tokens
@@ -220,7 +220,7 @@ def test_kv_heads_are_copied_beyond_their_number() -> None:
     flags = EngineFlags(version=(0, 19))
     stage = stages(model, 1)[0]
     one, two, four, twenty_eight = (
-        page_layout(stage, model, Deployment(gpu=H100, gpus=tp, tp=tp), flags, VLLM).block_bytes
+        page_layout(stage, Deployment(gpu=H100, gpus=tp, tp=tp), flags, VLLM).block_bytes
         for tp in (1, 2, 4, 28)
     )
     assert one == 2 * two == 4 * four
@@ -230,12 +230,12 @@ def test_kv_heads_are_copied_beyond_their_number() -> None:
 def test_indexer_keys_add_to_the_page() -> None:
     model = load_model("deepseek-v3.2", where="test")
     deployment = Deployment(gpu=H100, gpus=8, tp=8)
-    wide = page_layout(stages(model, 1)[0], model, deployment, EngineFlags(), VLLM)
+    wide = page_layout(stages(model, 1)[0], deployment, EngineFlags(), VLLM)
     assert wide.block_bytes == 16 * 61 * (576 * 2 + 132)
     narrow = EngineFlags(kv_element_bytes=1.0)
-    assert page_layout(
-        stages(model, 1)[0], model, deployment, narrow, VLLM
-    ).block_bytes == 16 * 61 * (656 + 132)
+    assert page_layout(stages(model, 1)[0], deployment, narrow, VLLM).block_bytes == 16 * 61 * (
+        656 + 132
+    )
 
 
 def test_without_the_hybrid_manager_windows_are_charged_at_full_length() -> None:

@@ -14,7 +14,6 @@ def resources(**changes: object) -> Resources:
         "num_warps": 4,
         "shared_bytes": 0,
         "registers": 32,
-        "stack_bytes": 0,
         "spill_instructions": 0,
         "instructions": {},
     }

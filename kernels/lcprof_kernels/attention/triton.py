@@ -176,9 +176,7 @@ def fold(
 
 
 @triton.jit
-def place(
-    pid, query_tiles, q_heads, kv_heads, chunk, GROUP: tl.constexpr, LONGEST_FIRST: tl.constexpr
-):
+def place(pid, query_tiles, kv_heads, chunk, GROUP: tl.constexpr, LONGEST_FIRST: tl.constexpr):
     """Query tile, query head and sequence of a block.
 
     The heads of a group are neighbours; `chunk` KV heads share the card before the next begin.
@@ -312,9 +310,7 @@ def forward(
     The `_tiles` are tensor descriptors of q, k and v with DESCRIPTORS, else unused. SHIFT is set
     for fp8, whose v is dense in its tokens: the one order in which fp8 matrix instructions take it.
     """
-    tile, head, sequence = place(
-        tl.program_id(0), query_tiles, q_heads, kv_heads, chunk, GROUP, CAUSAL
-    )
+    tile, head, sequence = place(tl.program_id(0), query_tiles, kv_heads, chunk, GROUP, CAUSAL)
     query_start, queries, context_start, context = bounds(
         cu_query_tokens, cu_context_tokens, sequence, query_tokens, context_tokens, VARLEN
     )

@@ -288,9 +288,7 @@ def backward_keys(
 
     The first key tiles are seen by the most queries and start first. d_out is dense.
     """
-    tile, kv_head, sequence = place(
-        tl.program_id(0), key_tiles, kv_heads, kv_heads, chunk, 1, False
-    )
+    tile, kv_head, sequence = place(tl.program_id(0), key_tiles, kv_heads, chunk, 1, False)
     query_start, queries, context_start, context = bounds(
         cu_query_tokens, cu_context_tokens, sequence, query_tokens, context_tokens, VARLEN
     )
@@ -536,9 +534,7 @@ def backward_queries(
     STAGES: tl.constexpr,
 ):
     """dQ of one query tile of one head. d_out and dq are dense."""
-    tile, head, sequence = place(
-        tl.program_id(0), query_tiles, q_heads, kv_heads, chunk, GROUP, CAUSAL
-    )
+    tile, head, sequence = place(tl.program_id(0), query_tiles, kv_heads, chunk, GROUP, CAUSAL)
     query_start, queries, context_start, context = bounds(
         cu_query_tokens, cu_context_tokens, sequence, query_tokens, context_tokens, VARLEN
     )

@@ -12,7 +12,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lcprof_kernels.bench.case import Case, Choices
 from lcprof_kernels.budget import Budget, tolerance
 from lcprof_kernels.caches import (
-    CompressedCache,
     Format,
     fp8_per_tensor,
     fp8_per_token,
@@ -37,16 +36,6 @@ FORMATS = (
     int4_kivi(64, 64),
     int4_kivi(128, 128),
 )
-
-
-def cache_bytes(cache: CompressedCache) -> int:
-    """Bytes of codes, scales and lows."""
-    return sum(
-        tensor.numel() * tensor.element_size()
-        for side in (cache.keys, cache.values)
-        for tensor in (side.codes, side.scale, side.low)
-        if tensor is not None
-    )
 
 
 @dataclass

@@ -14,7 +14,7 @@ from lcprof.cost.sharding import Stage, cut_share
 from lcprof.domain.deployment import Deployment
 from lcprof.domain.engine import Engine, EngineFlags
 from lcprof.domain.kv.stream import CONV_BYTES, Stream, streams
-from lcprof.domain.model import GroupedAttention, LatentAttention, Mixer, ModelShape, RecurrentState
+from lcprof.domain.model import GroupedAttention, LatentAttention, Mixer, RecurrentState
 from lcprof.num import ceil_div
 
 LATENT_FP8_BYTES = 656
@@ -51,14 +51,10 @@ class PageGroup(Struct, frozen=True, kw_only=True):
 
 
 class PageLayout(Struct, frozen=True, kw_only=True):
-    """A rank's pages: a block takes `block_bytes` over all layers of a group.
-
-    `padding_layers` is how many layers the groups have beyond the model's.
-    """
+    """A rank's pages: a block takes `block_bytes` over all layers of a group."""
 
     groups: tuple[PageGroup, ...]
     block_bytes: int
-    padding_layers: int = 0
 
     @property
     def block_tokens(self) -> int:
@@ -91,7 +87,7 @@ class PageLayout(Struct, frozen=True, kw_only=True):
 
 
 def page_layout(
-    stage: Stage, model: ModelShape, deployment: Deployment, flags: EngineFlags, engine: Engine
+    stage: Stage, deployment: Deployment, flags: EngineFlags, engine: Engine
 ) -> PageLayout:
     """The pages of a pipeline stage's layers on its fullest rank."""
     counts: dict[Cache, int] = {}
@@ -191,10 +187,8 @@ def _many_groups(counts: dict[Cache, int], block: int) -> PageLayout:
     if max(counts.values()) < MOST_PADDING * length:
         length = max(counts.values())
     groups: list[PageGroup] = []
-    padding = 0
     for cache, count in counts.items():
         tokens = page // cache.token_bytes if cache.token_bytes else block
         number = ceil_div(count, length)
-        padding += number * length - count
         groups += [PageGroup(cache=cache, layers=length, block_tokens=tokens)] * number
-    return PageLayout(groups=tuple(groups), block_bytes=page * length, padding_layers=padding)
+    return PageLayout(groups=tuple(groups), block_bytes=page * length)

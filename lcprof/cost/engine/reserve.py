@@ -52,7 +52,6 @@ class Reserved(Struct, frozen=True, kw_only=True):
     kv_low_bytes: float
     kv_high_bytes: float
     layout: PageLayout
-    kv_blocks: int
     kv_tokens: int
     max_model_len: int
     max_concurrency: float
@@ -133,7 +132,7 @@ def _stage(
     )
     kind = "quantised_spread" if quantised(model, deployment) else "weights_spread"
     spread = of("working_spread") * (activation + library + graphs) + of(kind) * weights
-    layout = page_layout(stage, model, deployment, flags, engine)
+    layout = page_layout(stage, deployment, flags, engine)
     length = flags.max_model_len or model.positions or layout.block_tokens
     held = held_tokens(layout, kv, length, deployment, flags, engine)
     starts, reason = True, ""
@@ -155,7 +154,6 @@ def _stage(
         kv_low_bytes=kv - spread,
         kv_high_bytes=kv + spread,
         layout=layout,
-        kv_blocks=held.blocks,
         kv_tokens=held.tokens,
         max_model_len=length,
         max_concurrency=held.concurrency,

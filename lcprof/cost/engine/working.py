@@ -50,12 +50,12 @@ def activation_bytes(
     element = flags.activation_bytes
     hidden = tokens * model.hidden * element
     copies = engine.constant("hidden_copies", flags.version)
-    layer = tokens * _widest(model, deployment, stage) * element + copies * hidden
+    layer = tokens * _widest(deployment, stage) * element + copies * hidden
     sampler = 0.0
     if stage.last:
         each = engine.constant("sampler_bytes", flags.version) + element
         sampler = sequences * model.vocab * each + hidden
-    beside = _expert_workspace(model, deployment, stage, tokens) * element
+    beside = _expert_workspace(deployment, stage, tokens) * element
     if checkpoint.encoder_params and stage.first:
         beside += hidden
     if deployment.pp > 1:
@@ -86,7 +86,7 @@ def graph_bytes(deployment: Deployment, flags: EngineFlags, engine: Engine, stag
     return engine.constant("graph_bytes", flags.version) + layers * each
 
 
-def _widest(model: ModelShape, deployment: Deployment, stage: Stage) -> float:
+def _widest(deployment: Deployment, stage: Stage) -> float:
     """Elements a token has alive between the matrices of the widest layer, hidden states aside."""
     widest = 0.0
     for group, _ in stage.counts:
@@ -113,9 +113,7 @@ def _widest(model: ModelShape, deployment: Deployment, stage: Stage) -> float:
     return widest
 
 
-def _expert_workspace(
-    model: ModelShape, deployment: Deployment, stage: Stage, tokens: int
-) -> float:
+def _expert_workspace(deployment: Deployment, stage: Stage, tokens: int) -> float:
     """Elements of the two workspaces of fused experts: k rows a token as wide as the larger of the
     fused up projection and the hidden state, and as the larger of half of it and the hidden state
     (vLLM `TritonExperts.workspace_shapes`)."""

@@ -19,7 +19,6 @@ from lcprof.cost.timing.family import Family
 from lcprof.cost.timing.gemm import waves
 from lcprof.domain.calibration import Parameter
 
-TILE_ROWS = (16.0, 64.0, 128.0)
 TILE_COLUMNS = {"best": 128.0, "wide": 64.0}
 
 

@@ -190,6 +190,8 @@ def block_selection(keys: Keys) -> BlockSelection:
     part = keys.section("sparse_attention_config") or keys
     part.ignore(
         "sparse_attention_freq",
+        "sparse_local_block",
+        "index_local_blocks",
         "sparse_disable_index_value",
         "sparse_score_type",
         "use_sparse_attention",
@@ -199,7 +201,6 @@ def block_selection(keys: Keys) -> BlockSelection:
     return BlockSelection(
         block_tokens=part.count("sparse_block_size", "index_block_size"),
         top_blocks=part.count("sparse_topk_blocks", "index_topk_blocks"),
-        local_blocks=part.count("sparse_local_block", "index_local_blocks", low=0, default=0),
         heads=part.count("sparse_num_index_heads", "index_n_heads", high=100_000),
         key_dim=part.count("sparse_index_dim", "index_head_dim", high=65_536),
     )

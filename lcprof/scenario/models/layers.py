@@ -124,11 +124,11 @@ def _mixers(keys: Keys, family: Family, plans: list[LayerPlan]) -> list[LayerPla
         )
         keys.ignore("hybrid_layer_pattern", "attn_layer_period", "attn_layer_offset")
         keys.ignore("sliding_window", "sliding_window_size", "attention_chunk_size")
-        return _typed(keys, family, full, *found)
+        return _typed(keys, full, *found)
     if (
         found := keys.per_layer(layers, "layers_block_type", "block_types", "_block_types")
     ) is not None:
-        return _typed(keys, family, full, *found)
+        return _typed(keys, full, *found)
     if (found := keys.per_layer(layers, "attn_type_list")) is not None:
         return _zero_one(keys, found, zero=LayerPlan(mixer="recurrent"), one=full)
     if (found := keys.per_layer(layers, "hybrid_layer_pattern", spare=spare)) is not None:
@@ -163,9 +163,7 @@ def _mixers(keys: Keys, family: Family, plans: list[LayerPlan]) -> list[LayerPla
     return _windowed(keys, family, full, layers)
 
 
-def _typed(
-    keys: Keys, family: Family, full: LayerPlan, key: str, kinds: list[Any]
-) -> list[LayerPlan]:
+def _typed(keys: Keys, full: LayerPlan, key: str, kinds: list[Any]) -> list[LayerPlan]:
     plans: list[LayerPlan] = []
     for kind in kinds:
         if not isinstance(kind, str):
