@@ -18,7 +18,6 @@ import json
 import sys
 from collections import Counter
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +27,16 @@ from lcprof.calibrate.published import Batch, Table
 from lcprof.calibrate.published.requests import request_scores, score_requests
 from lcprof.calibrate.published.startup import fitted_groups, score_startup
 from lcprof.calibrate.published.tables import TABLES
+from lcprof.cost.expected.task import Found
 from lcprof.cost.timing.ceilings import ceilings_of
 from lcprof.cost.timing.families import PARAMETERS
-from lcprof.domain.calibration import Fit, spread
+from lcprof.domain.calibration import spread
 from lcprof.domain.gpu import Gpu
 from lcprof.errors import LcprofError
+from lcprof.plan.fits import finder
 from lcprof.scenario.accuracy import FIELDS, Accuracy, write_accuracy
 from lcprof.scenario.gpus import load_gpu
-from lcprof.scenario.transport import Calibrations, widened
+from lcprof.scenario.transport import Calibrations
 
 DATA = Path(__file__).resolve().parent / "data"
 CALIBRATIONS = Calibrations(PARAMETERS)
@@ -73,15 +74,15 @@ def predicted_rows(table: Table, frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.
         declined.append(refused(frame, rows, reason))
     for batch in batches.known:
         gpu = load_gpu(batch.gpu, where=table.name)
-        fit, away = fit_of(batch, gpu)
+        used = fit_of(batch, gpu)
         measured = table.measured_s(frame, batch)
         unmeasured = ~(np.isfinite(measured) & (measured > 0))
-        if fit is None:
+        if used is None:
             reason = f"no calibration of {batch.family.name}, {batch.variant}"
             part = refused(frame, batch.rows, reason)
             declined.append(part.assign(device=batch.gpu, framework=batch.stack))
             continue
-        ceilings = ceilings_of(gpu)
+        fit, ceilings = used.fit, ceilings_of(gpu)
         predicted = batch.family.seconds(batch.call, ceilings, fit.parameters)
         large = np.broadcast_to(batch.family.large(batch.call), predicted.shape)
         distance = np.broadcast_to(fit.distance(batch.family.features(batch.call)), large.shape)
@@ -102,7 +103,7 @@ def predicted_rows(table: Table, frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.
                 "inside": (measured >= predicted * low) & (measured <= predicted * high),
                 "width": high / low,
                 "distance": distance,
-                "transported": away,
+                "transported": used.stands_in,
             }
         )
         if unmeasured.any():
@@ -116,19 +117,11 @@ def predicted_rows(table: Table, frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.
     )
 
 
-def fit_of(batch: Batch, gpu: Gpu) -> tuple[Fit | None, bool]:
-    """The fit that predicts a batch, and whether it is another GPU's or another variant's: as in a
-    plan, of the first variant that was measured on the GPU, else of the first measured at all."""
+def fit_of(batch: Batch, gpu: Gpu) -> Found | None:
+    """The fit that predicts a batch, found as a plan finds it."""
     mine = (batch.stack, batch.variant)
-    variants = (mine, *batch.elsewhere, *((batch.stack, name) for name in batch.stand_ins))
-    for look in (partial(CALIBRATIONS.own, gpu.name), partial(CALIBRATIONS.find, gpu)):
-        for stack, variant in variants:
-            found = look(stack, batch.family.name, variant)
-            if found is not None:
-                own = (stack, variant) == mine
-                fit = found.fit if own else widened(found.fit)
-                return fit, not own or found.measured_on != gpu.name
-    return None, False
+    stand_ins = ((batch.stack, name) for name in batch.stand_ins)
+    return finder(CALIBRATIONS, gpu)(batch.family.name, (mine, *batch.elsewhere, *stand_ins))
 
 
 def refused(frame: pd.DataFrame, rows: np.ndarray, reason: str) -> pd.DataFrame:

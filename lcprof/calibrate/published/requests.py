@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from lcprof.calibrate.published.startup import quantile
 from lcprof.cost.expected.task import Task, timed
 from lcprof.cost.expected.whole import Clock, prefill_expected
 from lcprof.cost.timing.ceilings import ceilings_of
@@ -386,7 +386,7 @@ def request_scores(path: Path, table: str) -> list[dict[str, Any]]:
                         one.kind == kind and device in ("all", one.device) for one in refused
                     ),
                     "median": round(statistics.median(errors), 5),
-                    "p90": round(quantile(errors, 0.9), 5),
+                    "p90": round(float(np.quantile(errors, 0.9)), 5),
                     "bias": round(statistics.median(one.error for one in part), 5),
                     "interval_coverage": _coverage([one for one in part if not one.bound]),
                 }

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -545,15 +546,7 @@ def _score(
         "rows": len(part),
         "declined": sum(d.reason not in EXCLUDED for d in declined) if device == "all" else 0,
         "median": round(statistics.median(errors), 5),
-        "p90": round(quantile(errors, 0.9), 5),
+        "p90": round(float(np.quantile(errors, 0.9)), 5),
         "bias": round(statistics.median(one.error for one in part), 5),
         "interval_coverage": round(sum(inside) / len(inside), 4),
     }
-
-
-def quantile(ordered: list[float], share: float) -> float:
-    """The quantile of ordered values, interpolated linearly."""
-    place = share * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
