@@ -27,10 +27,9 @@ from lcprof.calibrate.published import Batch, Table
 from lcprof.calibrate.published.requests import request_scores, score_requests
 from lcprof.calibrate.published.startup import fitted_groups, score_startup
 from lcprof.calibrate.published.tables import TABLES
-from lcprof.cost.expected.task import Found
 from lcprof.cost.timing.ceilings import ceilings_of
 from lcprof.cost.timing.families import PARAMETERS
-from lcprof.domain.calibration import spread
+from lcprof.domain.calibration import Found, spread
 from lcprof.domain.gpu import Gpu
 from lcprof.errors import LcprofError
 from lcprof.plan.fits import finder

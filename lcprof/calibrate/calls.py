@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from lcprof.cost.expected import own
 from lcprof.cost.expected.kernels import alike
-from lcprof.cost.expected.task import Task, Variant
+from lcprof.cost.expected.task import Task
 from lcprof.cost.timing.ceilings import ceilings_of
 from lcprof.cost.timing.decode_attention import DECODE_ATTENTION, DecodeAttentionCall
 from lcprof.cost.timing.elementwise import ELEMENTWISE, ElementwiseCall
@@ -23,6 +23,7 @@ from lcprof.cost.timing.gemm import GEMM, GemmCall
 from lcprof.cost.timing.latent import DEEPSEEK_V3
 from lcprof.cost.timing.mla_decode import MLA_DECODE, MlaDecodeCall
 from lcprof.cost.timing.prefill_attention import PREFILL_ATTENTION, PrefillAttentionCall
+from lcprof.domain.calibration import Variant
 from lcprof.domain.gpu import Gpu
 from lcprof.domain.kv.dense import DTYPE_BYTES, Dense
 from lcprof.domain.kv.formats import choosing_bytes, element_bytes, strategy_of

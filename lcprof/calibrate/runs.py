@@ -15,9 +15,9 @@ from msgspec import Struct
 from lcprof.calibrate.calls import Called, UncalledError, called, stacked
 from lcprof.calibrate.fit import Samples, fit_variant
 from lcprof.cost.expected.own import OWN
-from lcprof.cost.expected.task import Fits, Found, UnmeasuredError, timed
+from lcprof.cost.expected.task import Fits, UnmeasuredError, timed
 from lcprof.cost.timing.ceilings import Ceilings, ceilings_of
-from lcprof.domain.calibration import Calibration, Fit
+from lcprof.domain.calibration import Calibration, Fit, Found
 from lcprof.domain.gpu import Gpu
 from lcprof.errors import InputError, LcprofError
 from lcprof.measure.machine import catalogued

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from msgspec import Struct
 
@@ -110,3 +110,20 @@ class Calibration(Struct, frozen=True, kw_only=True):
     def variants(self, family: str) -> tuple[str, ...]:
         """The variants of a family that were measured, in the file's order."""
         return tuple(fit.variant for fit in self.fits if fit.family == family)
+
+
+Variant: TypeAlias = tuple[str, str]
+"""A kernel stack and a variant that was fitted for it."""
+
+
+class Found(Struct, frozen=True, kw_only=True, eq=False):
+    """The fit that predicts a task: the variant it was made for, on which GPU, and whether it
+    `stands_in` for another kernel's or another GPU's. `calibrated` is the date of the user's own
+    calibration that it comes from ("" where it is none), `points` the rows that this one saw."""
+
+    fit: Fit
+    variant: Variant
+    measured_on: str
+    stands_in: bool
+    calibrated: str = ""
+    points: frozenset[str] = frozenset()

@@ -7,14 +7,14 @@ from functools import cache
 from msgspec.structs import replace
 
 from lcprof.cost.expected.kernels import SAME_LIBRARY
-from lcprof.cost.expected.task import Fits, Found, Variant
+from lcprof.cost.expected.task import Fits
 from lcprof.cost.timing.families import PARAMETERS
+from lcprof.domain.calibration import Found, Variant
 from lcprof.domain.gpu import Gpu
 from lcprof.domain.power import PowerModel
 from lcprof.scenario.calibrations import user_folder
 from lcprof.scenario.power import power_model
 from lcprof.scenario.transport import Calibrations, widened
-from lcprof.scenario.transport import Found as Held
 
 
 @cache
@@ -51,24 +51,9 @@ def _find(
         own = known.own(gpu.name, variant[0], family, variant[1])
         if own is not None:
             same = variant == variants[0] or variant[1] in SAME_LIBRARY
-            fit = own.fit if same else widened(own.fit)
-            return _found(replace(own, fit=fit), variant, stands_in=not same)
-    for variant in variants:
-        other = known.find(gpu, variant[0], family, variant[1])
-        if other is not None:
-            return _found(other, variant, stands_in=True)
-    return None
-
-
-def _found(held: Held, variant: Variant, *, stands_in: bool) -> Found:
-    return Found(
-        fit=held.fit,
-        variant=variant,
-        measured_on=held.measured_on,
-        stands_in=stands_in,
-        calibrated=held.calibrated,
-        points=held.points,
-    )
+            return own if same else replace(own, fit=widened(own.fit), stands_in=True)
+    others = (known.find(gpu, stack, family, name) for stack, name in variants)
+    return next((other for other in others if other is not None), None)
 
 
 @cache

@@ -13,9 +13,10 @@ from typing import Any, TypeAlias
 from msgspec import Struct
 from msgspec.structs import replace
 
-from lcprof.cost.expected.task import Found, UnmeasuredError
+from lcprof.cost.expected.task import UnmeasuredError
 from lcprof.cost.expected.whole import Clock
 from lcprof.cost.total import Work
+from lcprof.domain.calibration import Found
 from lcprof.domain.case import Case
 from lcprof.domain.deployment import Deployment
 from lcprof.domain.gpu import Gpu

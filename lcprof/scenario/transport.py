@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from msgspec import Struct
 from msgspec.structs import replace
 
-from lcprof.domain.calibration import Calibration, Fit
+from lcprof.domain.calibration import Calibration, Fit, Found
 from lcprof.domain.gpu import Gpu
 from lcprof.scenario.calibrations import FOLDER, Families, load_calibration
 from lcprof.scenario.gpus import gpu_names, load_gpu
@@ -15,16 +14,6 @@ from lcprof.scenario.gpus import gpu_names, load_gpu
 TRANSPORT_SPREAD = 0.15
 """How much wider, in natural log, each side of an interval becomes on a GPU other than the one
 measured. Parameters are fractions of ceilings, and GPUs reach about the same fractions."""
-
-
-class Found(Struct, frozen=True, kw_only=True):
-    """A fit and the GPU it was measured on. `calibrated` is the date of the user's calibration that
-    it comes from ("" where it is the catalog's), `points` the rows that this one saw."""
-
-    fit: Fit
-    measured_on: str
-    calibrated: str = ""
-    points: frozenset[str] = frozenset()
 
 
 class Calibrations:
@@ -49,7 +38,14 @@ class Calibrations:
             if calibration is None or fit is None:
                 continue
             date = calibration.date if folder is self.own_folder else ""
-            return Found(fit=fit, measured_on=gpu, calibrated=date, points=calibration.points)
+            return Found(
+                fit=fit,
+                variant=(stack, variant),
+                measured_on=gpu,
+                stands_in=False,
+                calibrated=date,
+                points=calibration.points,
+            )
         return None
 
     def _folders(self) -> tuple[Path, ...]:
@@ -70,7 +66,8 @@ class Calibrations:
         for name in self._by_likeness(gpu, stack):
             found = self.own(name, stack, family, variant)
             if found is not None:
-                return replace(found, fit=widened(self._moved(found.fit, name, gpu)))
+                moved = widened(self._moved(found.fit, name, gpu))
+                return replace(found, fit=moved, stands_in=True)
         return None
 
     def _moved(self, fit: Fit, measured_on: str, gpu: Gpu) -> Fit:

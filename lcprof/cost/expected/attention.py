@@ -21,7 +21,7 @@ from lcprof.cost.expected.kernels import (
 )
 from lcprof.cost.expected.own import chooses_pages
 from lcprof.cost.expected.products import one_product
-from lcprof.cost.expected.task import Task, UnmeasuredError, Variant
+from lcprof.cost.expected.task import Task, UnmeasuredError
 from lcprof.cost.operation import ACTIVATION_BYTES
 from lcprof.cost.sharding import cut_share, stored_format
 from lcprof.cost.timing.decode_attention import DECODE_ATTENTION, DecodeAttentionCall
@@ -41,6 +41,7 @@ from lcprof.cost.timing.mla_module import (
     MlaModuleCall,
 )
 from lcprof.cost.timing.prefill_attention import PREFILL_ATTENTION, PrefillAttentionCall
+from lcprof.domain.calibration import Variant
 from lcprof.domain.deployment import Deployment
 from lcprof.domain.kv import KvStrategy
 from lcprof.domain.kv.dense import Dense

@@ -10,7 +10,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from lcprof.cost.expected.own import OWN, generation, is_new, own_prompt, own_step
-from lcprof.cost.expected.task import Variant
+from lcprof.domain.calibration import Variant
 from lcprof.domain.deployment import NODE_GPUS, Deployment
 from lcprof.domain.gpu import Gpu
 from lcprof.domain.kv import KvStrategy

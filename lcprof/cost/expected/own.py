@@ -3,7 +3,7 @@ and that a plan asks for, and the public kernels that are most like them."""
 
 from __future__ import annotations
 
-from lcprof.cost.expected.task import Variant
+from lcprof.domain.calibration import Variant
 from lcprof.domain.deployment import Deployment
 from lcprof.domain.gpu import Gpu
 from lcprof.domain.kv import KvStrategy

@@ -11,11 +11,12 @@ from typing import Any
 
 from lcprof import num
 from lcprof.cost.expected.kernels import experts, product
-from lcprof.cost.expected.task import Task, Variant
+from lcprof.cost.expected.task import Task
 from lcprof.cost.layer import experts_touched
 from lcprof.cost.sharding import matrix_share, stored_format
 from lcprof.cost.timing.gemm import GEMM, GemmCall
 from lcprof.cost.timing.moe import MOE, MoeCall, random_routing
+from lcprof.domain.calibration import Variant
 from lcprof.domain.deployment import Deployment
 from lcprof.domain.model import FeedForward, Matrix
 from lcprof.domain.weights import WeightFormat

@@ -6,22 +6,20 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from lcprof import num
 from lcprof.cost.timing.ceilings import Ceilings
 from lcprof.cost.timing.family import Family
-from lcprof.domain.calibration import Fit, spread
-
-Variant: TypeAlias = tuple[str, str]
-"""A kernel stack and a variant that was fitted for it."""
+from lcprof.domain.calibration import Fit, Found, Variant, spread
 
 
 class Task(Struct, frozen=True, kw_only=True):
     """`count` equal calls of an operation family.
 
     `operation` is the plan's name for the work. `variants` are those that may predict it, the
-    kernel meant first, stand-ins after it. `role` is "compute" or "send" (between GPUs);
-    `hidden_behind` names the operation that a transfer overlaps with, "" when it is exposed.
+    kernel meant first, stand-ins after it. `hidden_behind` names the operation that a transfer
+    overlaps with, "" when it is exposed.
     """
 
     operation: str
@@ -33,27 +31,7 @@ class Task(Struct, frozen=True, kw_only=True):
 
     def times(self, count: float) -> Task:
         """The same calls, `count` times as many."""
-        return Task(
-            operation=self.operation,
-            family=self.family,
-            variants=self.variants,
-            call=self.call,
-            count=self.count * count,
-            hidden_behind=self.hidden_behind,
-        )
-
-
-class Found(Struct, frozen=True, kw_only=True, eq=False):
-    """The fit that predicts a task: the variant it was made for, on which GPU, and whether it
-    `stands_in` for another kernel's or another GPU's. `calibrated` is the date of the user's own
-    calibration that it comes from ("" where it is none), `points` the rows that this one saw."""
-
-    fit: Fit
-    variant: Variant
-    measured_on: str
-    stands_in: bool
-    calibrated: str = ""
-    points: frozenset[str] = frozenset()
+        return replace(self, count=self.count * count)
 
 
 Fits: TypeAlias = Callable[[str, tuple[Variant, ...]], Found | None]
@@ -77,29 +55,17 @@ class Timed(Struct, frozen=True, kw_only=True):
 
     def scaled(self, factor: Any) -> Timed:
         """The same work `factor` times."""
-        return Timed(
-            operation=self.operation,
+        return replace(
+            self,
             seconds=self.seconds * factor,
             below_s=self.below_s * factor,
             above_s=self.above_s * factor,
-            distance=self.distance,
             away_s=self.away_s * factor,
-            found=self.found,
-            hidden_behind=self.hidden_behind,
         )
 
     def within(self, counts: Any) -> Timed:
         """The same, its distance taken where it `counts`."""
-        return Timed(
-            operation=self.operation,
-            seconds=self.seconds,
-            below_s=self.below_s,
-            above_s=self.above_s,
-            distance=num.choose(counts, self.distance, 1.0),
-            away_s=self.away_s,
-            found=self.found,
-            hidden_behind=self.hidden_behind,
-        )
+        return replace(self, distance=num.choose(counts, self.distance, 1.0))
 
 
 LAUNCH_DISTANCE = 8.0

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from lcprof import num
 from lcprof.cost.decode import Step
@@ -74,13 +75,12 @@ class Expected(Struct, frozen=True, kw_only=True):
 
     def scaled(self, factor: Any) -> Expected:
         """The same work `factor` times."""
-        return Expected(
+        return replace(
+            self,
             parts=tuple(part.scaled(factor) for part in self.parts),
             seconds=self.seconds * factor,
             low_s=self.low_s * factor,
             high_s=self.high_s * factor,
-            distance=self.distance,
-            away_share=self.away_share,
         )
 
 

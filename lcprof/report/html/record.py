@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from lcprof import __version__
-from lcprof.cost.expected.task import Found
+from lcprof.domain.calibration import Found
 from lcprof.domain.case import Case
 from lcprof.domain.gpu import Gpu
 from lcprof.errors import InputError

@@ -8,8 +8,8 @@ import pytest
 
 from lcprof.cost.expected import kernels
 from lcprof.cost.expected.own import OWN
-from lcprof.cost.expected.task import Variant
 from lcprof.cost.timing.families import PARAMETERS
+from lcprof.domain.calibration import Variant
 from lcprof.domain.deployment import STACKS, Deployment
 from lcprof.domain.kv import parse_kv
 from lcprof.domain.weights import WEIGHT_FORMATS
