@@ -1,7 +1,7 @@
 """From what a scenario plans to the operations that can be measured on one device.
 
 A point is one operation at one shape, a rank's share of a layer. Its shape is plain data, so that a
-record can hold it; `work/` turns it into tensors and a call. What no kernel computes is a point
+record can hold it; `work` turns it into tensors and a call. What no kernel computes is a point
 with its reason.
 """
 

@@ -1,7 +1,6 @@
 """From a point to tensors, a call and a check: the kernels' own input factories and oracles.
 
-The only room beside `device` and `ceilings` that touches PyTorch and the kernels; it loads when a
-run begins.
+It loads when a run begins, since it touches PyTorch and the kernels.
 """
 
 from __future__ import annotations

@@ -237,7 +237,7 @@ def launch_lines(case: Case, engine: Engine) -> Launch:
     """How `engine` is started to serve a case of a plan: 16-bit models from the Hub, one instance.
 
     Parts of the plan that no flag expresses are in `missing`, each with its reason; none is dropped
-    silently. Raises InputError for an engine that is not known.
+    silently.
     """
     makers = {"vllm": _vllm, "sglang": _sglang, "trtllm": _trtllm}
     return makers[engine.name](_Plan(case, engine))

@@ -23,7 +23,7 @@ from lcprof.scenario.gpus import load_gpu
 
 
 def select(table: Table, source: Path, data: Path) -> int:
-    """Writes the rows of `source` that fits may see to `data`; returns how many groups' rows."""
+    """Writes the rows of `source` that fits may see to `data`; returns how many."""
     frame = table.read(source)
     if frame is None:
         return 0
