@@ -402,3 +402,10 @@ def test_a_lookup_parses_one_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalog, "_ENTRIES", {})
     load_model("Qwen/Qwen3-32B", where="t")
     assert opened == ["qwen3-32b.yaml"]
+
+
+def test_what_a_catalog_entry_leaves_out_is_said_with_the_plan() -> None:
+    said = load_model("llama-3.2-11b-vision", where="test").assumptions
+    assert any("cross-attention layers are counted as self-attention" in text for text in said)
+    plain = load_model("llama-3.1-8b", where="test").assumptions
+    assert not any(text.startswith("catalog: ") for text in plain)

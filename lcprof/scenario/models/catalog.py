@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 import lcprof.catalog
 from lcprof.domain.model import ModelShape
@@ -74,7 +75,12 @@ def load_model(ref: str, *, where: str, base: Path | None = None) -> ModelShape:
         raise InputError.one(where, "model", given=ref, expected="a model name, Hub id or path")
     ref = ref.strip()
     if (name := _catalog_name(ref)) is not None:
-        return read_config(_entry(name)["config"], name=name, where=f"catalog model {name}")
+        entry = _entry(name)
+        shape = read_config(entry["config"], name=name, where=f"catalog model {name}")
+        if not entry.get("note"):
+            return shape
+        note = f"catalog: {entry['note']}."
+        return replace(shape, assumptions=(*shape.assumptions, note))
     path = _path(ref, base)
     if path is not None:
         return read_config(_read_json(path), name=_path_name(path), where=files.place(path))
