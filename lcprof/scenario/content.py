@@ -17,7 +17,7 @@ class ContentFactor(Struct, frozen=True, kw_only=True):
     source: str
 
 
-_GEMINI_VIDEO = "Google, Gemini API documentation, Video understanding"
+_GEMINI_VIDEO = "Google, Gemini API documentation, Video understanding; others differ"
 
 FACTORS = {
     "video_fps": ContentFactor(value=1.0, source=_GEMINI_VIDEO),

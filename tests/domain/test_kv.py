@@ -133,6 +133,7 @@ def test_share_leaves_what_it_cannot_shrink() -> None:
         ("offload:fraction=2", "share"),
         ("share", "kv_heads=N or share:latent=WIDTH"),
         ("share:kv_heads=1,latent=512", "one of them"),
+        ("kivi:bits=4,bits=2", "bits= once"),
         ("fp8:scale=row", "one of tensor, token-head, group"),
         ("fp8+" * 200, "at most"),
     ],

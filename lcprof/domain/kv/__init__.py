@@ -86,6 +86,8 @@ def _wrap(inner: KvStrategy, part: str, *, where: str, key: str) -> KvStrategy:
         if argument is None or not equals:
             wanted = ", ".join(f"{known}=" for known in chosen.arguments)
             raise InputError.one(where, key, given=part, expected=f"{kind} with {wanted} only")
+        if argument.field in fields:
+            raise InputError.one(where, key, given=part, expected=f"{name}= once")
         try:
             fields[argument.field] = argument.parse(text)
         except ValueError:
