@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -76,17 +77,19 @@ def of(table: str) -> alt.Chart:
     return alt.Chart(alt.NamedData(name=table))
 
 
-def tokens(values: Sequence[float], title: str = "context, tokens") -> alt.X:
+def tokens(values: Sequence[float], field: str = "context_tokens") -> alt.X:
     """A logarithmic axis of contexts, its ticks powers of two."""
     import altair as alt
 
     low, high = min(values), max(values)
+    if low == high:
+        low, high = low / 2, high * 2
     ticks = [2.0**power for power in range(10, 33) if low <= 2.0**power <= high]
     ticks = ticks[::2] if len(ticks) > 6 else ticks
     return alt.X(
-        field="context_tokens",
+        field=field,
         type="quantitative",
-        title=title,
+        title="context, tokens",
         scale=alt.Scale(type="log", base=2, domain=[low, high], nice=False),
         axis=alt.Axis(values=ticks, labelExpr=TOKENS, grid=False),
     )
@@ -136,8 +139,23 @@ def coloured(field: str, domain: Sequence[str], colours: Sequence[str], wide: bo
     return alt.Color(
         field=field,
         type="nominal",
-        scale=alt.Scale(domain=list(domain), range=list(colours)[: len(domain)]),
+        scale=alt.Scale(
+            domain=list(domain), range=[c for c, _ in zip(cycle(colours), domain, strict=False)]
+        ),
         legend=alt.Legend(title=None, columns=1 if wide else 3),
+    )
+
+
+def shaped(field: str, domain: Sequence[str]) -> Any:
+    """A shape for each name, so that colour is not all that tells points apart."""
+    import altair as alt
+
+    shapes = [SHAPES[index % len(SHAPES)] for index in range(len(domain))]
+    return alt.Shape(
+        field=field,
+        type="nominal",
+        scale=alt.Scale(domain=list(domain), range=shapes),
+        legend=alt.Legend(title=None, columns=3),
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from lcprof.report.html.charts import DRAWINGS, drawn
 from lcprof.report.html.figures import HEADS
 from lcprof.report.html.markup import Markup
+from lcprof.report.html.run_charts import RUN_DRAWINGS
 from lcprof.report.html.sections import SECTIONS
 
 HERE = Path(__file__).parent
@@ -29,7 +30,8 @@ def html_page(record: Mapping[str, Any]) -> str:
     """The whole page. Nothing of it is fetched from elsewhere."""
     import vl_convert
 
-    specs = {each.name: spec for each in DRAWINGS if (spec := drawn(record, each)) is not None}
+    drawings = (*DRAWINGS, *RUN_DRAWINGS)
+    specs = {each.name: spec for each in drawings if (spec := drawn(record, each)) is not None}
     markup = Markup(record, specs.keys())
     body = "".join(section(markup) for section in SECTIONS)
     title = escape(str(markup.value("about", "title")))

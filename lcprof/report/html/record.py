@@ -49,7 +49,7 @@ TEXT_LIMIT = 10_000
 Table = dict[str, Any]
 
 
-class Asked(Struct, frozen=True, kw_only=True):
+class About(Struct, frozen=True, kw_only=True):
     """What a page is about: the file's `question` and `note`, the `command` that rebuilds it, and
     the `date` that its maker gave ("" for none)."""
 
@@ -64,7 +64,7 @@ def record_of(
     answers: Answers,
     engines: Sequence[EngineAnswer],
     gpus: Iterable[Gpu],
-    asked: Asked,
+    asked: About,
 ) -> dict[str, Any]:
     """The record of a plan's page. `answers` and `engines` are those of `study.chosen(rows)`,
     `gpus` what the sliders may choose from."""
@@ -142,16 +142,17 @@ def read_record(path: Path) -> dict[str, Any]:
         whole = len(sizes) <= 1 and (not table.axes or sizes == {points})
         if not (whole and all(_NAME.fullmatch(n) for n in (name, *table.columns, *table.axes))):
             refuse(f"table {name[:40]!r}", "columns of one length, by names of small letters")
-    missing = [name for name in NEEDED if not any(read.tables.get(name, _NONE).columns.values())]
-    if missing:
-        refuse(f"no table {missing[0]}", f"the tables {', '.join(NEEDED)}")
+    held = {name for name, table in read.tables.items() if any(table.columns.values())}
+    lacking = [[name for name in needed if name not in held] for needed in NEEDED]
+    if all(lacking):
+        wanted = " or ".join(", ".join(needed) for needed in NEEDED)
+        refuse(f"no table {lacking[0][0]}", f"the tables {wanted}")
     return dict(data)
 
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,60}")
-_NONE = _TableFile(columns={})
-NEEDED = ("about", "rows", "limits")
-"""The tables that every page has."""
+NEEDED = (("about", "rows", "limits"), ("about", "runs"))
+"""The tables that the page of a plan has, and those of the page of runs."""
 
 
 def expanded(table: Table) -> dict[str, list[Any]]:
@@ -192,7 +193,8 @@ def _round(table: Mapping[str, Sequence[Any]], digits: int = DIGITS) -> dict[str
     return {name: [rounded(value, digits) for value in values] for name, values in table.items()}
 
 
-def _columns(names: Sequence[str], lines: Sequence[Sequence[Any]]) -> Table:
+def from_lines(names: Sequence[str], lines: Sequence[Sequence[Any]]) -> Table:
+    """A table of lines, its numbers rounded."""
     columns = {name: [line[index] for line in lines] for index, name in enumerate(names)}
     return {"columns": _round(columns)}
 
@@ -244,7 +246,7 @@ WORDED = {
 """How a label says a column of a case."""
 
 
-def _about(rows: Sequence[Row], kept: Sequence[Row], row: Row, asked: Asked) -> Table:
+def _about(rows: Sequence[Row], kept: Sequence[Row], row: Row, asked: About) -> Table:
     columns = row.columns()
     title = f"{columns['model']} on {columns['gpus']} x {columns['gpu']}"
     facts = {
@@ -271,7 +273,7 @@ def _rows(rows: Sequence[Row], names: Sequence[str]) -> Table:
         limits = {} if row.estimate.fits else {"limited_by": BREAKS[row.estimate.limited_by]}
         extra = {"risk": worst.name, "risk_why": worst.why, "risk_source": worst.source}
         lines.append({"label": label, **extra, **columns, **limits})
-    return _columns(list(lines[0]), [list(line.values()) for line in lines])
+    return from_lines(list(lines[0]), [list(line.values()) for line in lines])
 
 
 def _memory(rows: Sequence[Row], names: Sequence[str]) -> Table:
@@ -281,7 +283,7 @@ def _memory(rows: Sequence[Row], names: Sequence[str]) -> Table:
         for part in PARTS[:-1]:
             held = part.bytes_held(row.estimate)
             lines.append((label, part.name, round(held), round(capacity)))
-    return _columns(("label", "part", "bytes", "capacity_bytes_per_gpu"), lines)
+    return from_lines(("label", "part", "bytes", "capacity_bytes_per_gpu"), lines)
 
 
 def _limits(answers: Answers) -> Table:
@@ -296,7 +298,7 @@ def _limits(answers: Answers) -> Table:
         "attention_crossover_tokens": answers.attention_crossover_tokens,
         "kv_crossover_tokens": answers.kv_crossover_tokens,
     }
-    return _columns(list(facts), [list(facts.values())])
+    return from_lines(list(facts), [list(facts.values())])
 
 
 def _offers(answers: Answers) -> Table:
@@ -310,7 +312,7 @@ def _offers(answers: Answers) -> Table:
             total = round(offer.row.estimate.total_bytes_per_gpu)
             fits = bool(offer.row.estimate.fits)
             lines.append((printable(offer.flags), printable(offer.why), fits, total))
-    return _columns(("flags", "why", "fits", "total_bytes_per_gpu"), lines[:MOST_OFFERS])
+    return from_lines(("flags", "why", "fits", "total_bytes_per_gpu"), lines[:MOST_OFFERS])
 
 
 CURVE = (
@@ -382,7 +384,7 @@ def _lines(rows: Sequence[Row], row: Row) -> dict[str, Table]:
             crossings.append((label, longest, table["capacity_bytes_per_gpu"][0]))
     return {
         "contexts": {"columns": _round(lines)},
-        "crossings": _columns(("label", "context_tokens", "capacity_bytes_per_gpu"), crossings),
+        "crossings": from_lines(("label", "context_tokens", "capacity_bytes_per_gpu"), crossings),
     }
 
 
@@ -424,7 +426,7 @@ def _operations(row: Row) -> dict[str, Table]:
     )
     return {
         "operations": {"columns": _round(table)},
-        "roofs": _columns(names, points),
+        "roofs": from_lines(names, points),
         "kernels": _kernels(kernels),
     }
 
@@ -439,7 +441,7 @@ def _kernels(found: Sequence[Found]) -> Table:
             (stack, variant, each.measured_on, each.fit.rows, held.median, held.p90, standing)
         )
     names = ("stack", "kernel", "measured_on", "rows")
-    return _columns((*names, "median_error_share", "high_error_share", "use"), lines)
+    return from_lines((*names, "median_error_share", "high_error_share", "use"), lines)
 
 
 def _grid(rows: Sequence[Row], row: Row, gpus: Iterable[Gpu]) -> dict[str, Table]:
@@ -482,7 +484,7 @@ def _launch(engines: Sequence[EngineAnswer]) -> Table:
             )
         )
     names = ("engine", "launch", "starts", "reason", "kv_bytes_per_gpu", "kv_tokens")
-    return _columns((*names, "requests", "missing"), lines)
+    return from_lines((*names, "requests", "missing"), lines)
 
 
 def printable_lines(lines: Iterable[str]) -> str:
@@ -514,7 +516,7 @@ def _notes(rows: Sequence[Row], kept: Sequence[Row], row: Row) -> Table:
     if len(rows) > len(kept):
         text = f"{len(rows):,} rows were planned; the {len(kept)} that rank first are on this page"
         found.append(("left out", text))
-    return _columns(("about", "text"), found)
+    return from_lines(("about", "text"), found)
 
 
 def _plain(name: str) -> str:
