@@ -24,6 +24,7 @@ FLOORS = {
     "lcprof.report": 6,
     "lcprof.flags": 7,
     "lcprof.answers": 7,
+    "lcprof.notebook": 7,
     "lcprof.cli": 7,
     "lcprof.cli_measure": 7,
 }

@@ -18,6 +18,7 @@ from lcprof.report.html.run_charts import RUN_DRAWINGS
 from lcprof.report.html.sections import SECTIONS
 
 HERE = Path(__file__).parent
+STYLE = (HERE / "page.css").read_text(encoding="utf-8")
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
     "script-src 'unsafe-inline' 'unsafe-eval'"
@@ -38,28 +39,25 @@ def html_page(record: Mapping[str, Any]) -> str:
     library = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace(
         "</script", "<\\/script"
     )
+    script = (HERE / "page.js").read_text(encoding="utf-8")
     return (
         "<!doctype html>\n"
         '<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         f'<link rel="icon" href="data:,">\n<title>{_short(title)}</title>\n'
-        f"<style>\n{_file('page.css')}</style>\n</head>\n<body>\n"
+        f"<style>\n{STYLE}</style>\n</head>\n<body>\n"
         f"<header><h1>{markup.figure('about', 'title')}</h1>"
         f"<noscript><p>{NO_SCRIPT}</p></noscript></header>\n"
         f"<main>\n{body}</main>\n"
         '<div id="tip" role="status" hidden></div>\n'
         f"{_data('tables', record['tables'])}{_data('heads', HEADS)}{_data('specs', specs)}"
-        f"<script>{library}</script>\n<script>\n{_file('page.js')}</script>\n</body>\n</html>\n"
+        f"<script>{library}</script>\n<script>\n{script}</script>\n</body>\n</html>\n"
     )
 
 
 def _short(title: str) -> str:
     return title if len(title) <= 120 else f"{title[:119]}…"
-
-
-def _file(name: str) -> str:
-    return (HERE / name).read_text(encoding="utf-8")
 
 
 def _data(name: str, value: object) -> str:

@@ -169,11 +169,16 @@ def _tiles(page: Markup) -> str:
     return f'<div class="tiles">{"".join(found)}</div>' if found else ""
 
 
+def worst_points(page: Markup) -> str:
+    """The points that were predicted worst; "" where none was predicted."""
+    if not any(page.columns("runs")["seconds_points"]):
+        return ""
+    return f"<h3>Worst points</h3>{page.data_table('points', TIMES, 'Worst', WORST)}"
+
+
 def _worst(page: Markup) -> str:
     """The points that were predicted worst, and the errors of each operation."""
-    parts = []
-    if any(page.columns("runs")["seconds_points"]):
-        parts.append(f"<h3>Worst points</h3>{page.data_table('points', TIMES, 'Worst', WORST)}")
+    parts = [worst_points(page)]
     if page.size("errors"):
         parts.append(
             f"<h3>Errors by operation</h3>{page.data_table('errors', title='Errors')}"
