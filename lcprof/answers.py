@@ -117,7 +117,14 @@ def _plan_record(asked: Asked, command: str, date: str) -> dict[str, Any]:
     from lcprof.scenario.gpus import load_gpu
 
     row = chosen(asked.rows)
-    about = record.About(question=asked.question, note=asked.note, command=command, date=date)
+    about = record.About(
+        question=asked.question,
+        note=asked.note,
+        command=command,
+        date=date,
+        planned=asked.planned,
+        fitting=asked.fitting,
+    )
     engines = [engine_answer(row, engine_called(name)) for name in ENGINES]
     gpus = [load_gpu(name, where="lcprof report") for name in GRID_GPUS]
     return record.record_of(asked.rows, answers_of(row, asked), engines, gpus, about)

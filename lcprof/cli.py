@@ -136,6 +136,7 @@ def plan(
     if markdown and (as_json or explain is not None or engine is not None):
         raise click.UsageError("--markdown stands alone, without --json, --explain or --engine")
     from lcprof.answers import engine_called, page_record
+    from lcprof.scenario.schema import COMBINATIONS_LIMIT
 
     given = () if scenario is None else (scenario,)
     command = _command("plan", given, axes, settings, hypothetical=hypothetical)
@@ -143,13 +144,16 @@ def plan(
     column = explain or ""
     if serving is not None:
         axes["stack"] = axes["stack"] or (serving.name,)
-    asked = plan_asked(scenario, axes, settings, hypothetical=hypothetical)
+    asked = plan_asked(scenario, axes, settings, hypothetical=hypothetical, wide=True)
     rows = asked.rows
+    if as_json and asked.wide is not None:
+        expected = f"at most {COMBINATIONS_LIMIT:,} for --json; --csv FILE writes all"
+        raise InputError.one("--json", given=f"{asked.planned:,} rows", expected=expected)
 
     from lcprof.report import export
 
     if csv_path:
-        export.write_text(csv_path, export.csv_text(rows), where="--csv")
+        _write_rows(asked, csv_path)
     if html_path:
         whole = shlex.join([*command, "--html", html_path])
         _write_page(page_record(asked, (), whole), html_path, where="--html")
@@ -161,7 +165,7 @@ def plan(
         _print_markdown(asked, ())
     else:
         _print_page(asked, serving)
-    return FITS if any(row.estimate.fits for row in rows) else NONE_FITS
+    return FITS if asked.fitting else NONE_FITS
 
 
 @cli.command(epilog=REPORT_EPILOG)
@@ -203,14 +207,14 @@ def report(
         raise click.UsageError("a record is built as it is; flags need its scenario")
     if scenario is None and built is None and flagged:
         raise click.UsageError("a run is shown as it was measured; flags need a scenario")
+    asked = None
     if built is not None:
         record = read_record(Path(built))
     else:
         command = _command("report", sources, axes, settings, hypothetical=hypothetical)
         measured = [read_run(run) for run in runs]
-        asked = None
         if scenario is not None:
-            asked = plan_asked(scenario, axes, settings, hypothetical=hypothetical)
+            asked = plan_asked(scenario, axes, settings, hypothetical=hypothetical, wide=True)
         if markdown:
             return _print_markdown(asked, measured)
         record = page_record(asked, measured, shlex.join(command), date)
@@ -222,6 +226,8 @@ def report(
         folder = Path(f"{page.removesuffix('.html')}-tables")
         tables = {f"{name}.csv": table_csv(table) for name, table in record["tables"].items()}
         export.write_folder(folder, tables, where="--csv")
+        if asked is not None:
+            _write_rows(asked, str(folder / "plan.csv"))
     print(page)
     if opened:
         import webbrowser
@@ -353,6 +359,15 @@ def _print_page(asked: Asked, engine: Engine | None) -> None:
 
     screen = Screen(sys.stdout)
     row = subject(asked.rows)
+    if asked.wide is not None:
+        screen.paste(
+            [
+                f"{asked.planned:,} rows were planned, {asked.fitting:,} fit. Below are "
+                f"{len(asked.rows)} of them: the first,",
+                "the best of each kind, and those that rank first. --csv FILE writes all.",
+                "",
+            ]
+        )
     show_plan(asked.rows, answers_of(row, asked), asked.question, screen)
     if engine is not None:
         from lcprof.report.engine import engine_answer, show_engine
@@ -361,6 +376,18 @@ def _print_page(asked: Asked, engine: Engine | None) -> None:
         several = len(asked.rows) > 1
         label = row_label(row, varying(asked.rows)) if several else ""
         show_engine(engine_answer(row, engine), screen, label)
+
+
+def _write_rows(asked: Asked, path: str) -> None:
+    """Every planned row as CSV."""
+    from lcprof.report import export
+
+    if asked.wide is None:
+        export.write_text(path, export.csv_text(asked.rows), where="--csv")
+    else:
+        from lcprof.plan.wide import frames
+
+        export.write_frames(path, frames(asked.wide), where="--csv")
 
 
 def _write_page(
@@ -392,7 +419,8 @@ def _print_markdown(asked: Asked | None, runs: Sequence[Record]) -> int:
         from lcprof.report.markdown import markdown_page
 
         row = chosen(asked.rows)
-        parts.append(markdown_page(asked.rows, answers_of(row, asked), asked.question))
+        answers = answers_of(row, asked)
+        parts.append(markdown_page(asked.rows, answers, asked.question, asked.planned))
         good = bool(row.estimate.fits)
     if runs:
         from lcprof.report.run_markdown import run_markdown

@@ -17,15 +17,17 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]|~@$])")
 TIMES = (("TTFT, one request", "ttft"), ("TPOT", "tpot"), ("whole request", "request"))
 
 
-def markdown_page(rows: Sequence[Row], answers: Answers, question: str) -> str:
+def markdown_page(
+    rows: Sequence[Row], answers: Answers, question: str, planned: int | None = None
+) -> str:
     """The Markdown of a plan: its verdict about `answers.row`, times with intervals, every row,
-    limits and what to try."""
+    limits and what to try. `planned`: how many rows there were, where `rows` are a choice."""
     row = answers.row
     columns = row.columns()
     title = question or f"{columns['model']} on {columns['gpus']} x {columns['gpu']}"
     parts = [f"## {escaped(title)}", _verdict(row), _facts(row), *_times(row)]
     if len(rows) > 1:
-        parts.append(_table(rows))
+        parts.append(_table(rows, planned or len(rows)))
     parts.append(_limits(answers))
     if answers.offers:
         tries = (
@@ -124,7 +126,7 @@ def _basis(columns: dict[str, Any], name: str) -> str:
     return f"{basis} {show('distance', distance)}" if distance > 1 else str(basis)
 
 
-def _table(rows: Sequence[Row]) -> str:
+def _table(rows: Sequence[Row], planned: int) -> str:
     """The rows, those that fit first; an expected time that is none gives way to its floor."""
     heads, found = ranked_table(rows, MOST_LINES)
     figures = len(heads) - 3
@@ -132,8 +134,8 @@ def _table(rows: Sequence[Row]) -> str:
     for label, *cells in found:
         said = (cell.replace(">", "&gt;") for cell in cells)
         lines.append(f"| {' | '.join((escaped(label), *said))} |")
-    if len(rows) > len(found):
-        lines += ["", f"{len(rows):,} rows were planned; the first {len(found)} are shown."]
+    if planned > len(found):
+        lines += ["", f"{planned:,} rows were planned; the first {len(found)} are shown."]
     return "\n".join(lines)
 
 

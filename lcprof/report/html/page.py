@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -29,16 +30,11 @@ NO_SCRIPT = "Charts and sliders need JavaScript; the tables hold every figure wi
 
 def html_page(record: Mapping[str, Any]) -> str:
     """The whole page. Nothing of it is fetched from elsewhere."""
-    import vl_convert
-
     drawings = (*DRAWINGS, *RUN_DRAWINGS)
     specs = {each.name: spec for each in drawings if (spec := drawn(record, each)) is not None}
     markup = Markup(record, specs.keys())
     body = "".join(section(markup) for section in SECTIONS)
     title = escape(str(markup.value("about", "title")))
-    library = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace(
-        "</script", "<\\/script"
-    )
     script = (HERE / "page.js").read_text(encoding="utf-8")
     return (
         "<!doctype html>\n"
@@ -52,8 +48,17 @@ def html_page(record: Mapping[str, Any]) -> str:
         f"<main>\n{body}</main>\n"
         '<div id="tip" role="status" hidden></div>\n'
         f"{_data('tables', record['tables'])}{_data('heads', HEADS)}{_data('specs', specs)}"
-        f"<script>{library}</script>\n<script>\n{script}</script>\n</body>\n</html>\n"
+        f"<script>{_library()}</script>\n<script>\n{script}</script>\n</body>\n</html>\n"
     )
+
+
+@cache
+def _library() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script, which takes a second to put together."""
+    import vl_convert
+
+    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    return script.replace("</script", "<\\/script")
 
 
 def _short(title: str) -> str:

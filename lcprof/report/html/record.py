@@ -51,12 +51,15 @@ Table = dict[str, Any]
 
 class About(Struct, frozen=True, kw_only=True):
     """What a page is about: the file's `question` and `note`, the `command` that rebuilds it, and
-    the `date` that its maker gave ("" for none)."""
+    the `date` that its maker gave ("" for none). `planned` rows, of which `fitting` fit, where they
+    are more than the page is given."""
 
     question: str = ""
     note: str = ""
     command: str = ""
     date: str = ""
+    planned: int | None = None
+    fitting: int | None = None
 
 
 def record_of(
@@ -82,7 +85,7 @@ def record_of(
         **_operations(row),
         **_grid(kept, row, gpus),
         "launch": _launch(engines),
-        "notes": _notes(rows, kept, row),
+        "notes": _notes(asked.planned or len(rows), kept, row),
     }
     return {"format": FORMAT, "lcprof": __version__, "tables": tables}
 
@@ -201,10 +204,22 @@ def from_lines(names: Sequence[str], lines: Sequence[Sequence[Any]]) -> Table:
 
 def _first(rows: Sequence[Row], row: Row) -> list[Row]:
     """The row that was chosen, the first as it was asked for, then the others as they rank, as
-    many as a page shows."""
+    many as a page shows: the best of each kind among them."""
     named = [row] if rows[0] is row else [row, rows[0]]
-    others = (each for each in rows[1:] if each is not row)
-    return [*named, *heapq.nsmallest(MOST_ROWS - len(named), others, key=study.rank)]
+    others = [each for each in rows[1:] if each is not row]
+    room = MOST_ROWS - len(named)
+    if len(others) <= room:
+        return [*named, *sorted(others, key=study.rank)]
+    best: dict[Any, Row] = {}
+    for each in others:
+        kind = study.kind(each.case)
+        if kind not in best or study.rank(each) < study.rank(best[kind]):
+            best[kind] = each
+    leading = heapq.nsmallest(room // 2, best.values(), key=study.rank)
+    kept = {id(each) for each in leading}
+    rest = (each for each in others if id(each) not in kept)
+    filled = [*leading, *heapq.nsmallest(room - len(leading), rest, key=study.rank)]
+    return [*named, *sorted(filled, key=study.rank)]
 
 
 def labels(rows: Sequence[Row]) -> list[str]:
@@ -249,11 +264,12 @@ WORDED = {
 def _about(rows: Sequence[Row], kept: Sequence[Row], row: Row, asked: About) -> Table:
     columns = row.columns()
     title = f"{columns['model']} on {columns['gpus']} x {columns['gpu']}"
+    fitting = sum(bool(each.estimate.fits) for each in rows)
     facts = {
         "title": printable(asked.question or title)[:TEXT_LIMIT],
         "note": printable(asked.note)[:TEXT_LIMIT],
-        "rows_planned": len(rows),
-        "rows_fitting": sum(bool(each.estimate.fits) for each in rows),
+        "rows_planned": len(rows) if asked.planned is None else asked.planned,
+        "rows_fitting": fitting if asked.fitting is None else asked.fitting,
         "rows_shown": len(kept),
         "chosen": 0,
         "asked": next(i for i, each in enumerate(kept) if each is rows[0]),
@@ -278,12 +294,23 @@ def _rows(rows: Sequence[Row], names: Sequence[str]) -> Table:
 
 def _memory(rows: Sequence[Row], names: Sequence[str]) -> Table:
     lines = []
-    for row, label in zip(rows[:MOST_BARS], names, strict=False):
+    barred = _barred(rows)
+    for row, label in zip(rows, names, strict=True):
+        if id(row) not in barred:
+            continue
         capacity = row.estimate.capacity_bytes_per_gpu
         for part in PARTS[:-1]:
             held = part.bytes_held(row.estimate)
             lines.append((label, part.name, round(held), round(capacity)))
     return from_lines(("label", "part", "bytes", "capacity_bytes_per_gpu"), lines)
+
+
+def _barred(rows: Sequence[Row]) -> set[int]:
+    """The rows that get a bar: the first of each kind before others, as many as there is room."""
+    kinds = {id(case) for case in study.kinds(row.case for row in rows)}
+    firsts = [row for row in rows if id(row.case) in kinds]
+    others = [row for row in rows if id(row.case) not in kinds]
+    return {id(row) for row in [*firsts, *others][:MOST_BARS]}
 
 
 def _limits(answers: Answers) -> Table:
@@ -492,7 +519,7 @@ def printable_lines(lines: Iterable[str]) -> str:
     return "\n".join(printable(line) for line in lines)
 
 
-def _notes(rows: Sequence[Row], kept: Sequence[Row], row: Row) -> Table:
+def _notes(planned: int, kept: Sequence[Row], row: Row) -> Table:
     """Assumptions, sources and what was left out, each with its kind."""
     gpu = row.case.deployment.gpu
     found: list[tuple[str, str]] = []
@@ -513,8 +540,12 @@ def _notes(rows: Sequence[Row], kept: Sequence[Row], row: Row) -> Table:
     if power is not None:
         for name, source in power.sources.items():
             found.append((f"power: {_plain(name)}", printable(source)))
-    if len(rows) > len(kept):
-        text = f"{len(rows):,} rows were planned; the {len(kept)} that rank first are on this page"
+    if planned > len(kept):
+        text = (
+            f"{planned:,} rows were planned; {len(kept)} are on this page: the one to decide on, "
+            "the first as asked for, the best of each kind, then those that rank first. Curves and "
+            "sliders were planned anew at lengths and batches of their own"
+        )
         found.append(("left out", text))
     return from_lines(("about", "text"), found)
 

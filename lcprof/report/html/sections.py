@@ -204,8 +204,8 @@ def strategies(page: Markup) -> str:
     if page.value("about", "rows_shown") != page.value("about", "rows_planned"):
         left = (
             f"<p>{page.figure('about', 'rows_shown')} of "
-            f"{page.figure('about', 'rows_planned')} rows are shown, those that rank first; charts "
-            "show fewer. A CSV of the plan holds all.</p>"
+            f"{page.figure('about', 'rows_planned')} rows are shown, those that rank first and "
+            "the best of each kind; charts show fewer. A CSV of the plan holds all.</p>"
         )
     pair = f'<div class="pair">{charts}</div>' if charts else ""
     return section("strategies", "Strategies", table, left, pair, _compare(page), _risks(page))

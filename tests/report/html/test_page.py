@@ -132,7 +132,7 @@ def test_a_page_of_many_rows_says_what_was_left_out(tmp_path: Path) -> None:
     assert about["rows_planned"] == [800]
     assert about["rows_shown"] == [40]
     assert len(columns(record["tables"]["rows"])["kv"]) == 40
-    assert "rows are shown, those that rank first" in html
+    assert "rows are shown, those that rank first and the best of each kind" in html
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_tables_are_written_beside_the_page(tmp_path: Path) -> None:
     )
     record = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     written = {path.stem for path in (tmp_path / "page-tables").iterdir()}
-    assert written == set(record["tables"])
+    assert written == {*record["tables"], "plan"}
     steps = (tmp_path / "page-tables" / "grid_steps.csv").read_text().splitlines()
     held = columns(record["tables"]["grid_steps"])
     assert steps[0].split(",") == list(held)
