@@ -159,11 +159,15 @@ def changes(first: Record, second: Record) -> list[Change]:
 def differences(first: Record, second: Record) -> list[Difference]:
     """What was not the same where two runs took place."""
     return [
-        Difference(condition=name, first=str(before), second=str(after))
+        Difference(condition=name, first=_told(before), second=_told(after))
         for name in CONDITIONS
         for before, after in [(getattr(first.provenance, name), getattr(second.provenance, name))]
         if before != after
     ]
+
+
+def _told(value: object) -> str:
+    return "" if value is None else str(value)
 
 
 def only_in(first: Record, second: Record) -> list[str]:

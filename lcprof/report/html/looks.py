@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 SERIES = tuple(f"var(--c{index})" for index in range(1, 9))
 INK, MUTED, LINE, LIMIT = "var(--ink)", "var(--muted)", "var(--line)", "var(--limit)"
+PAGE = "var(--page)"
 DASHES = ([1, 0], [7, 3], [2, 2], [9, 3, 2, 3], [4, 4], [12, 4])
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 
@@ -115,14 +116,15 @@ def logarithmic(low: float, high: float, words: str) -> dict[str, Any]:
 
 
 def labels_above(base: alt.Chart, order: Sequence[str], field: str = "label", up: int = 3) -> Any:
-    """The names of bars, above them."""
+    """The names of bars, above them, on a ground of their own where lines run through."""
     import altair as alt
 
-    marks = base.transform_aggregate(groupby=[field]).mark_text(
-        align="left", baseline="bottom", dy=-up, fontSize=12, color=INK, limit=350
+    names = base.transform_aggregate(groupby=[field]).encode(
+        x=alt.value(0), y=bands(order, field), text=alt.Text(field=field, type="nominal")
     )
-    text = alt.Text(field=field, type="nominal")
-    return marks.encode(x=alt.value(0), y=bands(order, field), text=text)
+    looks: dict[str, Any] = {"align": "left", "baseline": "bottom", "dy": -up, "limit": 350}
+    ground = names.mark_text(**looks, fontSize=12, stroke=PAGE, strokeWidth=4, color=PAGE)
+    return alt.layer(ground, names.mark_text(**looks, fontSize=12, color=INK))
 
 
 def bands(order: Sequence[str], field: str = "label") -> alt.Y:

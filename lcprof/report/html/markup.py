@@ -10,7 +10,7 @@ from lcprof.report.html.figures import head, show
 from lcprof.report.html.record import expanded
 
 WRAPPED = ("kernels", "risk_why", "why", "text", "missing", "flags", "question", "note",
-           "reason", "basis", "point", "command")  # fmt: skip
+           "reason", "basis", "point", "command", "columns", "first", "here")  # fmt: skip
 
 
 class Markup:

@@ -29,7 +29,7 @@ from lcprof.report.bar import PARTS
 from lcprof.report.console import BREAKS, Answers, kernels_of, position_note
 from lcprof.report.export import csv_table, records
 from lcprof.report.screen import printable, shorten
-from lcprof.report.table import HEADS, abbreviated, shown, varying
+from lcprof.report.table import HEADS, shown, varying
 
 if TYPE_CHECKING:
     from lcprof.report.engine import EngineAnswer
@@ -237,14 +237,9 @@ def labels(rows: Sequence[Row]) -> list[str]:
 def _said(row: Row, names: Iterable[str]) -> list[str]:
     columns = row.columns()
     return [
-        WORDED.get(name, f"{HEADS.get(name, name)} {{}}").format(_text(name, columns[name]))
+        WORDED.get(name, f"{HEADS.get(name, name)} {{}}").format(shown(name, columns[name]))
         for name in names
     ]
-
-
-def _text(name: str, value: object) -> str:
-    text = shown(name, value)
-    return abbreviated(text) if name == "kv" else text
 
 
 WORDED = {
@@ -550,5 +545,31 @@ def _notes(planned: int, kept: Sequence[Row], row: Row) -> Table:
     return from_lines(("about", "text"), found)
 
 
+SOURCED = {
+    "marketed_bytes": "memory as marketed",
+    "usable_bytes": "memory that can be used",
+    "bandwidth_bytes_per_s": "memory bandwidth",
+    "link_bytes_per_s": "bandwidth between GPUs",
+    "pcie_bytes_per_s": "bandwidth of the bus",
+    "sm_count": "streaming multiprocessors",
+    "boost_hz": "boost clock",
+    "l2_bytes": "L2 cache",
+    "tdp_w": "power limit",
+    "limit_w": "power limit",
+    "price_usd_per_hour": "price",
+    "peak_flops": "peak arithmetic in",
+    "idle_w": "at rest",
+    "busy_w": "whenever it works",
+    "attention": "attention's share",
+    "clock_exponent": "clock under a limit",
+    "joules_per_hbm_byte": "energy of a byte",
+    "joules_per_flop": "energy of a FLOP in",
+    "low": "low end of the interval",
+    "high": "high end of the interval",
+}
+"""What figures with a source are called."""
+
+
 def _plain(name: str) -> str:
-    return name.replace("_", " ").replace(".", " ")
+    figure, _, dtype = name.partition(".")
+    return f"{SOURCED.get(figure, figure.replace('_', ' '))} {dtype}".rstrip()

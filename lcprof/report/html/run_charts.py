@@ -37,7 +37,7 @@ COUNTED = {
     "flops_error": "FLOPs",
     "peak_bytes_error": "peak memory",
 }
-PERCENT = "format(datum.value, '+~%')"
+PERCENT = "datum.value === 0 ? '0%' : format(datum.value, '+~%')"
 
 
 def _known(values: Sequence[Any]) -> list[float]:
@@ -45,10 +45,12 @@ def _known(values: Sequence[Any]) -> list[float]:
 
 
 def _names(record: Record, column: str, needed: Sequence[str]) -> list[str]:
-    """The names of a column of points that have one of some values."""
+    """The names of a column of points that have one of some values; lanes by their names, so that
+    those of one operation lie together."""
     held = columns(record, "points")
     rows = zip(held[column], *(held[name] for name in needed), strict=True)
-    return list(dict.fromkeys(name for name, *values in rows if _known(values)))
+    found = dict.fromkeys(name for name, *values in rows if _known(values))
+    return sorted(found) if column == "lane" else list(found)
 
 
 def parity(record: Record) -> Any:

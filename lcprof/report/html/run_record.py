@@ -20,6 +20,7 @@ from lcprof.compare.summary import (
 from lcprof.compare.table import columns, length_tokens
 from lcprof.measure.record import NAME, Record
 from lcprof.measure.row import Row
+from lcprof.report.html.figures import head, show
 from lcprof.report.html.record import (
     FORMAT,
     TEXT_LIMIT,
@@ -31,7 +32,6 @@ from lcprof.report.html.record import (
 from lcprof.report.measured import (
     METRIC_WORDS,
     SHOWN_CHANGES,
-    metric_text,
     shape_text,
     status_text,
 )
@@ -218,13 +218,15 @@ def _in_words(row: Row) -> str:
 def _errors(names: Sequence[str], found: Sequence[Sequence[Residual]]) -> Table:
     lines = []
     for name, each in zip(names, found, strict=True):
-        for (metric, operation), errors in by_operation(each).items():
-            if metric in METRIC_WORDS:
-                what = METRIC_WORDS[metric]
-                lines.append(
-                    (name, what, _words(operation), errors.rows, errors.median, errors.p90,
-                     errors.bias, errors.inside, errors.seen)
-                )  # fmt: skip
+        held = by_operation(each)
+        order = {metric: place for place, metric in enumerate(METRIC_WORDS)}
+        known = [(metric, operation) for metric, operation in held if metric in order]
+        for metric, operation in sorted(known, key=lambda key: (order[key[0]], -held[key].median)):
+            errors = held[metric, operation]
+            lines.append(
+                (name, METRIC_WORDS[metric], _words(operation), errors.rows, errors.median,
+                 errors.p90, errors.bias, errors.inside, errors.seen)
+            )  # fmt: skip
     heads = ("run", "what", "operation", "points", "median_error_share", "high_error_share")
     return from_lines((*heads, "bias_error", "inside_share", "seen_points"), lines)
 
@@ -279,12 +281,12 @@ def _unmeasured(names: Sequence[str], records: Sequence[Record]) -> Table:
         for name, record in zip(names, records, strict=True)
         for each in unmeasured(record.rows.values())
     ]
-    return from_lines(("run", "status", "reason", "points", "first"), lines)
+    return from_lines(("run", "status", "reason", "points", "example"), lines)
 
 
 def _empty(names: Sequence[str], records: Sequence[Record]) -> Table:
     lines = [
-        (name, printable(why), ", ".join(held))
+        (name, printable(why), ", ".join(map(head, held)))
         for name, record in zip(names, records, strict=True)
         for why, held in empty_columns(record.rows.values()).items()
     ]
@@ -308,8 +310,8 @@ def _against_first(names: Sequence[str], records: Sequence[Record]) -> dict[str,
         ]
         for each in changes(first, record)[:SHOWN_CHANGES]:
             point = _point(first.rows[each.key])
-            values = (metric_text(each.metric, value) for value in (each.first, each.second))
-            changed.append((name, point, _words(each.metric), *values, each.change))
+            values = (show(each.metric, value) for value in (each.first, each.second))
+            changed.append((name, point, head(each.metric), *values, each.change))
     return {
         "apart": from_lines(("run", "condition", "first", "here"), apart),
         "changes": from_lines(("run", "point", "what", "first", "here", "change"), changed),
