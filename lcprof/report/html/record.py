@@ -29,7 +29,7 @@ from lcprof.report.bar import PARTS
 from lcprof.report.console import BREAKS, Answers, kernels_of, position_note
 from lcprof.report.export import csv_table, records
 from lcprof.report.screen import printable, shorten
-from lcprof.report.table import HEADS, shown, varying
+from lcprof.report.table import HEADS, abbreviated, shown, varying
 
 if TYPE_CHECKING:
     from lcprof.report.engine import EngineAnswer
@@ -41,7 +41,8 @@ MOST_BARS = 16
 MOST_LINES = 6
 MOST_NOTES = 12
 MOST_OFFERS = 3
-LABEL = 60
+LABEL = 50
+"""Letters of a label: as many as the chart of a phone is wide."""
 DIGITS = 6
 GRID_DIGITS = 5
 TEXT_LIMIT = 10_000
@@ -225,7 +226,7 @@ def _first(rows: Sequence[Row], row: Row) -> list[Row]:
 def labels(rows: Sequence[Row]) -> list[str]:
     """What sets each row apart, no two alike."""
     names = varying(rows)
-    found = [shorten(", ".join(_said(row, names)), LABEL) for row in rows]
+    found = [_label(row, names) for row in rows]
     seen: dict[str, int] = {}
     for index, label in enumerate(found):
         seen[label] = seen.get(label, 0) + 1
@@ -234,12 +235,18 @@ def labels(rows: Sequence[Row]) -> list[str]:
     return found
 
 
-def _said(row: Row, names: Iterable[str]) -> list[str]:
+def _label(row: Row, names: Iterable[str]) -> str:
+    """What is said of a row; a KV strategy in short where there is no room for it, and then only as
+    much as there is room for."""
     columns = row.columns()
-    return [
-        WORDED.get(name, f"{HEADS.get(name, name)} {{}}").format(shown(name, columns[name]))
-        for name in names
-    ]
+    texts = {name: shown(name, columns[name]) for name in names}
+    for each in (texts, {**texts, "kv": abbreviated(texts.get("kv", ""))}):
+        label = ", ".join(
+            WORDED.get(name, f"{HEADS.get(name, name)} {{}}").format(each[name]) for name in texts
+        )
+        if len(label) <= LABEL:
+            return label
+    return shorten(label, LABEL)
 
 
 WORDED = {
@@ -415,7 +422,7 @@ def _kind_labels(rows: Sequence[Row], cases: Sequence[Case]) -> list[str]:
     held = {id(each.case): each for each in rows}
     kinds = [held[id(case)] for case in cases]
     names = [name for name in varying(rows) if name not in ("context_tokens", "concurrency")]
-    said = [shorten(", ".join(_said(each, names or ["kv"])), LABEL) for each in kinds]
+    said = [_label(each, names or ["kv"]) for each in kinds]
     return said if len(set(said)) == len(said) else labels(kinds)
 
 

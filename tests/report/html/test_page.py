@@ -179,3 +179,17 @@ def test_tables_are_written_beside_the_page(tmp_path: Path) -> None:
     held = columns(record["tables"]["grid_steps"])
     assert steps[0].split(",") == list(held)
     assert len(steps) == 1 + len(held["label"])
+
+
+def test_a_label_has_room_on_a_phone(tmp_path: Path) -> None:
+    _, record = built(
+        tmp_path,
+        f"{ROOT}/scenarios/smoke.yaml",
+        *("--kv", "kivi:bits=4,group=32,residual=128", "--kv", "bf16"),
+        *("--context", "1K,4K", "--concurrency", "1,2"),
+    )
+    labels = columns(record["tables"]["rows"])["label"]
+    assert "bf16, 4K context, 2 at once" in labels
+    # Written out it would be 57 letters long.
+    assert "kivi:b4,g32,r128, 4K context, 2 at once" in labels
+    assert max(map(len, labels)) <= 50

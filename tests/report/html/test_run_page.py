@@ -205,3 +205,14 @@ def test_a_record_without_what_a_page_needs_is_refused(
     error = capsys.readouterr().err
     assert "cut.json" in error
     assert error.count("\n") == 1
+
+
+def test_a_torn_line_is_told(tmp_path: Path) -> None:
+    folder = written(tmp_path / "torn", gpu_rows()[:3], **GPU)
+    with (folder / "record.jsonl").open("ab") as file:
+        file.write(b'{"line":"row","ke')
+    page, record = built(tmp_path, str(folder))
+    assert columns(record["tables"]["runs"])["torn_bytes"] == [17]
+    html = page.read_text(encoding="utf-8")
+    assert "is torn:" in html
+    assert_figures(html, record, least=20)
