@@ -128,19 +128,28 @@ def show_bytes(count: float) -> str:
     return _prefixed(count, "B")
 
 
-def show_gb(count: float) -> str:
-    """Bytes in decimal gigabytes with one decimal place, for columns: "141.1 GB"."""
-    return f"{count / 1e9:,.1f} GB"
-
-
-def show_gib(count: float) -> str:
-    """Bytes in binary gibibytes with one decimal place, for columns: "131.4 GiB"."""
-    return f"{count / 2**30:,.1f} GiB"
-
-
 def show_count(count: float, unit: str) -> str:
     """A large count with a decimal prefix and three digits: "41.0 PFLOP"."""
     return _prefixed(count, unit)
+
+
+def show_short(value: float) -> str:
+    """Three digits, and never an exponent below a billion: "1,030"."""
+    return f"{float(f'{value:.3g}'):,.10g}"
+
+
+def show_usd(dollars: float) -> str:
+    """To the cent; to three digits from $100 on and below $1: "$1,220", "$28.66", "$0.00123"."""
+    if dollars >= 100:
+        return f"${show_short(dollars)}"
+    if dollars >= 1 or dollars <= 0:
+        return f"${dollars:.2f}"
+    return f"${float(f'{dollars:.3g}'):.{2 - math.floor(math.log10(dollars))}f}"
+
+
+def show_params(count: float) -> str:
+    """Parameters in billions, or in millions where there are fewer: "70.6 B", "1,030 B"."""
+    return f"{show_short(count / 1e9)} B" if count >= 1e9 else f"{show_short(count / 1e6)} M"
 
 
 def show_seconds(seconds: float) -> str:

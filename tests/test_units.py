@@ -191,5 +191,12 @@ def test_shown() -> None:
     assert units.show_bytes(656) == "656 B"
     assert units.show_bytes(70_272) == "70.3 kB"
     assert units.show_bytes(999.6e9) == "1.00 TB"
-    assert units.show_gb(141.1e9) == "141.1 GB"
-    assert units.show_gib(80 * 2**30) == "80.0 GiB"
+    assert [units.show_short(x) for x in (0.078249, 28.66, 1027.4, 1e6)] == [
+        "0.0782", "28.7", "1,030", "1,000,000",
+    ]  # fmt: skip
+    assert [units.show_params(x) for x in (70.554e9, 1.027e12, 494e6)] == [
+        "70.6 B", "1,030 B", "494 M",
+    ]  # fmt: skip
+    assert [units.show_usd(x) for x in (0, 0.0012345, 0.782, 28.66, 1220.55)] == [
+        "$0.00", "$0.00123", "$0.782", "$28.66", "$1,220",
+    ]  # fmt: skip

@@ -7,13 +7,20 @@ output); the kernel may err by a small stated multiple of that.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 HALF_STEP = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}
 """Half a step of an output format of 8 or 11 significant bits, relative to a power of two."""
+
+TAIL = 2.0
+"""How much further the largest error may go than the root mean square.
+
+The largest of some thousand errors is one draw from a tail, in the low-precision version as in the
+kernel: between two right backward passes of few keys it differs by up to 2.3, while the root mean
+square stays within 1.6. So the latter judges; the former catches a single wrong element.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +41,13 @@ class Budget:
 
     def accepts(self, result: torch.Tensor) -> bool:
         """Whether `result` stays within the budget."""
+        largest, allowed = self.judge(result)
+        return largest <= allowed
+
+    def judge(self, result: torch.Tensor) -> tuple[float, float]:
+        """Largest error (infinite where the root mean square is refused) and largest allowed."""
         largest, mean = self.errors(result)
-        return largest <= self.largest and mean <= self.mean
+        return (largest if mean <= self.mean else float("inf")), self.largest
 
     def explain(self, result: torch.Tensor) -> str:
         """One line for an assertion: the errors found beside those allowed."""
@@ -67,26 +79,25 @@ def errors(oracle: torch.Tensor, result: torch.Tensor) -> tuple[float, float]:
 
 
 def tolerance(
-    reference_fn: Callable[[], torch.Tensor],
-    low_precision_fn: Callable[[], torch.Tensor],
+    oracle: torch.Tensor,
+    low_precision: torch.Tensor,
     *,
     factor: float = 2.0,
     resolution: float = HALF_STEP[torch.bfloat16],
 ) -> Budget:
     """The budget of an operation: `factor` times what its low-precision eager version errs.
 
-    `reference_fn` returns the oracle, `low_precision_fn` the same operation in the precision that
-    a kernel works in. The allowed error is never below half a step of the output format at the
-    oracle's scale (`resolution`, see `HALF_STEP`), since a result may differ by that in rounding
-    alone when the low-precision version happens to be exact.
+    `low_precision` is the result of the oracle's operation in the precision that a kernel works in.
+    The largest error gets `TAIL` times as much. The allowed error is never below half a step of the
+    output format at the oracle's scale (`resolution`, see `HALF_STEP`), since a result may differ
+    by that in rounding alone when the low-precision version happens to be exact.
     """
-    oracle = reference_fn()
-    largest, mean = errors(oracle, low_precision_fn())
+    largest, mean = errors(oracle, low_precision)
     finite = oracle[torch.isfinite(oracle)].double()
     top = finite.abs().max().item() if finite.numel() else 0.0
     rms = finite.square().mean().sqrt().item() if finite.numel() else 0.0
     return Budget(
         oracle=oracle,
-        largest=factor * max(largest, resolution * top),
+        largest=TAIL * factor * max(largest, resolution * top),
         mean=factor * max(mean, resolution * rms),
     )

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from lcprof.cost.expected import own
 from lcprof.cost.expected.kernels import alike
 from lcprof.cost.expected.task import Task, Variant
+from lcprof.cost.timing.ceilings import ceilings_of
 from lcprof.cost.timing.decode_attention import DECODE_ATTENTION, DecodeAttentionCall
 from lcprof.cost.timing.elementwise import ELEMENTWISE, ElementwiseCall
 from lcprof.cost.timing.family import Family
@@ -195,7 +196,16 @@ def _decode(row: _Row) -> _Made:
     lies = own.layout(int(row.number("page_tokens")), ring=ring)
     dtype = row.text("dtype")
     each, variants = _dense_bytes(dtype), own.step_variants(row.implementation, dtype, lies)
+    if row.implementation == "flash" and not _splits(row):
+        variants = (*own.step_variants("flash unsplit", dtype, lies), *variants)
     return _step(row, read, each, variants, windowed=bool(window))
+
+
+def _splits(row: _Row) -> bool:
+    """Whether PyTorch's FlashAttention spreads a sequence over several SMs (`num_splits_heuristic`
+    of FlashAttention 2 v2.7: fewer tiles than 0.8 of two for each SM)."""
+    batch, kv_heads = row.positive("batch", "kv_heads").values()
+    return batch * kv_heads < 0.8 * 2.0 * ceilings_of(row.gpu).sm_count
 
 
 def _step(
@@ -206,6 +216,7 @@ def _step(
         context_tokens=read,
         window_tokens=0.0,
         kv_bytes_per_element=each,
+        cold=1.0,
     )
     public = own.public_step(row.gpu, each, windowed=windowed)
     return DECODE_ATTENTION, (*variants, *public), call
@@ -265,6 +276,7 @@ def _latents(row: _Row, read: float, name: str) -> _Made:
         kv_bytes_per_element=_latent_format(row)[1],
         compute="bf16",
         tile_heads=_latent_tile(heads, row),
+        cold=1.0,
     )
     return MLA_DECODE, (("lcprof", name), *own.PUBLIC_LATENT_STEP), call
 

@@ -113,7 +113,7 @@ def attention_operations(
     operations: list[Operation[Num]] = [
         Operation(
             name="attention",
-            compute="bf16",
+            compute=kv.products(),
             flops=step.sequences * flops,
             rank_flops=mine * flops * head_share,
             rank_read_bytes=mine * read + mine * around,

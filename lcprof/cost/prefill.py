@@ -184,10 +184,11 @@ def attention_operations(
         if deployment.cp > 1:
             sent = _ring_bytes(mixer, stream, deployment, kv, span, seen)
             links = links + sent
+    recurrent = isinstance(mixer, RecurrentState)
     operations: list[Operation[Num]] = [
         Operation(
-            name="recurrence" if isinstance(mixer, RecurrentState) else "attention",
-            compute="bf16",
+            name="recurrence" if recurrent else "attention",
+            compute="bf16" if recurrent else kv.products(),
             flops=flops,
             rank_flops=flops * share,
             rank_read_bytes=read + around,

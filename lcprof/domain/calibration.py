@@ -18,12 +18,14 @@ from the box: 4 % at twice its end, 13 % at eight times, 28 % at 64 times."""
 
 
 class Parameter(Struct, frozen=True, kw_only=True):
-    """One number that a fit finds: what it means, where the search starts and may go."""
+    """One number that a fit finds: what it means, where the search starts and may go. `bandwidth`:
+    a rate of one SM that grows from GPU to GPU as its share of the memory's bandwidth does."""
 
     meaning: str
     start: float
     low: float
     high: float
+    bandwidth: bool = False
 
 
 class Residuals(Struct, frozen=True, kw_only=True):

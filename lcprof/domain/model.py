@@ -7,7 +7,7 @@ a count of vector parameters, so parameters, bytes, FLOPs and sharding all come 
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from msgspec import Struct
 
@@ -155,17 +155,30 @@ class LayerGroup(Struct, frozen=True, kw_only=True):
     vectors: int = 0
 
 
+SCALABLE = ("default", "mrope", "yarn", "llama3", "linear", "dynamic")
+"""Kinds of rope that one factor takes further."""
+
+
 class Rope(Struct, frozen=True, kw_only=True):
     """Position encoding as the config states it: base `theta` and the scaling's own keys.
 
     `kind` is "none", "default", "linear", "dynamic", "yarn", "longrope", "llama3",
-    "proportional", "mrope" or "dual-chunk". `original_positions` is the length before scaling.
+    "proportional", "mrope" or "dual-chunk". `original_positions` is the length before scaling, or
+    the one trained on where the config claims more.
+
+    Of a scalable kind, `block` holds the rope's entries whole, with what `rope_parameters` of
+    transformers v5 has beside the config's own, `key` the entry of the config that they came from,
+    `path` the entries that lead to the text part. `unsaid` is why no such block tells the rope.
     """
 
     kind: str = "default"
     theta: float | None = None
     factor: float = 1.0
     original_positions: int | None = None
+    block: dict[str, Any] = {}
+    key: str = "rope_scaling"
+    path: tuple[str, ...] = ()
+    unsaid: str = ""
 
 
 class ModelShape(Struct, frozen=True, kw_only=True, eq=False):

@@ -66,13 +66,6 @@ def prepare(point: Point, place: torch.device) -> Work:
     return _PREPARE[point.operation](Dimensions(point.shape), point.implementation, place)
 
 
-def _judged(wanted: Callable[[], Tensor], rounded: Callable[[], Tensor], result: Tensor) -> Any:
-    """Error and allowance of a result, by the kernels' own budget."""
-    budget = tolerance(wanted, rounded)
-    largest, mean = budget.errors(result)
-    return (largest if mean <= budget.mean else float("inf")), budget.largest
-
-
 def _ends(count: int) -> list[int]:
     """The first and the last of `count`."""
     return sorted({0, count - 1})
@@ -133,10 +126,8 @@ def _prefill_work(
                 cu_context_tokens=None, q_scale=1.0, k_scale=1.0, v_scale=1.0,
             )  # fmt: skip
             found.append(
-                _judged(
-                    lambda problem=problem: reference(problem)[0],  # type: ignore[misc]
-                    lambda problem=problem: naive(problem)[0],  # type: ignore[misc]
-                    out[:, -CHECKED_TOKENS:, heads],
+                tolerance(reference(problem)[0], naive(problem)[0]).judge(
+                    out[:, -CHECKED_TOKENS:, heads]
                 )
             )
         worst: tuple[float, float] = max(found, key=lambda pair: pair[0] / pair[1])
@@ -200,13 +191,7 @@ def _decode(shape: Dimensions, impl: str, place: torch.device) -> Work:
                 result: Tensor = decode_reference(**one, low_precision=low)[0]
                 return result
 
-            found.append(
-                _judged(
-                    lambda by=by: by(False),  # type: ignore[misc]
-                    lambda by=by: by(True),  # type: ignore[misc]
-                    out[b : b + 1, :, heads],
-                )
-            )
+            found.append(tolerance(by(False), by(True)).judge(out[b : b + 1, :, heads]))
         worst: tuple[float, float] = max(found, key=lambda pair: pair[0] / pair[1])
         return worst
 
@@ -248,7 +233,7 @@ def _quantised(shape: Dimensions, impl: str, place: torch.device) -> Work:
                 [attend(q[b], *dequantise(cache, b), scale, dtype)[0] for b in picks]
             )
 
-        return _judged(lambda: by(torch.float32), lambda: by(q.dtype), out[picks])  # type: ignore[no-any-return]
+        return tolerance(by(torch.float32), by(q.dtype)).judge(out[picks])
 
     return Work(run=lambda: quantised_decode(q, cache, impl=impl)[0], check=check)
 
@@ -274,7 +259,7 @@ def _quest(shape: Dimensions, impl: str, place: torch.device) -> Work:
         last = slice(batch - 1, batch)
         one = {name: tensor[last] for name, tensor in where.items()}
         want = attended("naive", x.q[last], one)
-        return _judged(want.double, lambda: want, out[last])  # type: ignore[no-any-return]
+        return tolerance(want.double(), want).judge(out[last])
 
     return Work(run=lambda: attended(impl, x.q, where), check=check)
 
@@ -296,7 +281,7 @@ def _mla_decode(shape: Dimensions, impl: str, place: torch.device) -> Work:
                 low_precision=low,
             )[0]
 
-        return _judged(lambda: by(False), lambda: by(True), out[picks])  # type: ignore[no-any-return]
+        return tolerance(by(False), by(True)).judge(out[picks])
 
     def run() -> Tensor:
         return mla_decode(x.q, x.cache, lengths=x.lengths, page_table=x.page_table, impl=chosen)[0]
@@ -327,9 +312,7 @@ def _sparse_mla(shape: Dimensions, impl: str, place: torch.device) -> Work:
             weights = torch.softmax(x.q[last, 0].float() @ rows.float().T * DEFAULT_SCALE, -1)
             return (weights.to(dtype).float() @ rows[:, :LATENT].float()).to(dtype)
 
-        return _judged(  # type: ignore[no-any-return]
-            lambda: by(torch.float32), lambda: by(x.q.dtype), out[last, 0]
-        )
+        return tolerance(by(torch.float32), by(x.q.dtype)).judge(out[last, 0])
 
     def run() -> Tensor:
         return sparse_mla_decode(x.q, x.cache, indices, page_table=x.page_table)[0]
@@ -353,7 +336,7 @@ def _token_scores(shape: Dimensions, impl: str, place: torch.device) -> Work:
 
     def check(out: Tensor) -> tuple[float, float]:
         want = scored("naive")
-        return _judged(want.double, lambda: want, out)  # type: ignore[no-any-return]
+        return tolerance(want.double(), want).judge(out)
 
     return Work(run=lambda: scored(impl), check=check)
 
@@ -459,9 +442,7 @@ def _gemm(shape: Dimensions, impl: str, place: torch.device) -> Work:
                 total = total + product(slice(start, start + step)).to(kind)
             return total
 
-        return _judged(  # type: ignore[no-any-return]
-            lambda: product(slice(None)), rounded, out[picks, picks]
-        )
+        return tolerance(product(slice(None)), rounded()).judge(out[picks, picks])
 
     def run() -> Tensor:
         if fp8:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from lcprof.cost.expected.kernels import node_gpus
+from lcprof.cost.memory import memory
 from lcprof.domain.case import Case
+from lcprof.domain.deployment import Deployment
 from lcprof.domain.kv import FORMATS, parse_kv
 from lcprof.domain.kv.dense import DTYPE_BYTES, Dense
 from lcprof.domain.layout import Degrees, misfits
 from lcprof.domain.model import GroupedAttention, LatentAttention, ModelShape
 from lcprof.domain.weights import WEIGHT_FORMATS
+from lcprof.plan.estimate import capacity_bytes, remade
 from lcprof.plan.row import Row, plan_case
 
-NODE_GPUS = 8
-"""Tensor parallelism stays inside a node of this many GPUs; more GPUs become pipeline stages."""
-MOST_GPUS = 1024
+TENSOR_DEGREES = (8, 4, 2, 1)
+"""What engines cut layers by; it stays inside a node, and more GPUs become pipeline stages."""
 MOST_TRIES = 6
 SMALLER_KV = ("fp8", "kivi:bits=4,group=64,residual=128")
 SMALLER_WEIGHTS = ("fp8", "int4")
@@ -47,28 +51,44 @@ def tries(row: Row) -> list[Try]:
 
 
 def fewest_gpus(case: Case) -> Row | None:
-    """The row with the fewest GPUs that fits the case, of the same type: tensor parallel up to a
-    node, pipeline stages beyond, decode-context parallel where KV heads would be copied. None when
-    `MOST_GPUS` are not enough."""
-    gpus = 1
-    while gpus <= MOST_GPUS:
-        for laid_out in _layouts(case, gpus):
-            row = plan_case(laid_out)
-            if row.estimate.fits:
-                return row
-        gpus *= 2
+    """The row with the fewest GPUs that fits the case, of the same type, over every layout of
+    `TENSOR_DEGREES` and up to a pipeline stage a layer, decode-context parallel where KV heads
+    would be copied; of as many GPUs the most tensor parallel one. None when none of them fits."""
+    model = remade(case.model, case.kv)
+
+    def total_bytes(deployment: Deployment) -> float:
+        held: float = memory(model, deployment, case.kv, case.workload).total_bytes
+        return held
+
+    capacity = capacity_bytes(case.deployment)
+    layers = model.layers
+    if not any(
+        total_bytes(widest) <= capacity
+        for tp in TENSOR_DEGREES
+        for widest in _layouts(case, tp * layers, tp)
+    ):
+        return None
+    alone = memory(model, _laid_out(case, 1, 1), case.kv, case.workload)
+    shared_bytes = alone.weights_bytes + alone.kv_bytes
+    for gpus in range(max(1, math.ceil(shared_bytes / capacity)), TENSOR_DEGREES[0] * layers + 1):
+        for tp in TENSOR_DEGREES:
+            for deployment in _layouts(case, gpus, tp):
+                if total_bytes(deployment) <= capacity:
+                    return plan_case(replace(case, deployment=deployment))
     return None
 
 
-def _layouts(case: Case, gpus: int) -> Iterator[Case]:
-    tp = min(gpus, NODE_GPUS)
-    pp = gpus // tp
+def _layouts(case: Case, gpus: int, tp: int) -> Iterator[Deployment]:
+    """Stages of `tp` GPUs each that the model can be cut into: none where it cannot."""
     copies = tp // max(1, _kv_heads(case.model))
-    for dcp in dict.fromkeys((1, copies)):
-        if dcp < 1 or misfits(case.model, Degrees(tp=tp, pp=pp, dcp=dcp)):
-            continue
-        deployment = replace(case.deployment, gpus=gpus, tp=tp, pp=pp, cp=1, dp=1, ep=1, dcp=dcp)
-        yield replace(case, deployment=deployment)
+    for dcp in dict.fromkeys((1, max(1, copies))):
+        degrees = Degrees(tp=tp, pp=gpus // tp, dcp=dcp)
+        if gpus % tp == 0 and not misfits(case.model, degrees):
+            yield _laid_out(case, gpus, tp, dcp)
+
+
+def _laid_out(case: Case, gpus: int, tp: int, dcp: int = 1) -> Deployment:
+    return replace(case.deployment, gpus=gpus, tp=tp, pp=gpus // tp, cp=1, dp=1, ep=1, dcp=dcp)
 
 
 def _kv_heads(model: ModelShape) -> int:
@@ -117,7 +137,7 @@ def _remedies(row: Row) -> Iterator[Try]:
                 yield Try(why=f"{name} weights", row=planned)
                 break
     fewest = fewest_gpus(case)
-    if fewest is not None and fewest.case.deployment.gpus >= case.deployment.gpus:
+    if fewest is not None:
         count = fewest.case.deployment.gpus
         same = count == case.deployment.gpus
         why = "the same GPUs, laid out anew" if same else f"the fewest GPUs that hold it: {count}"
@@ -141,14 +161,45 @@ def _smaller_asks(row: Row) -> Iterator[Try]:
         )
 
 
+def _without_copies(row: Row) -> Iterator[Try]:
+    """Tokens of the cache sharded over the ranks that would hold copies of one KV head."""
+    deployment, most = row.case.deployment, row.max_concurrency
+    copies = deployment.tp // max(1, _kv_heads(row.case.model))
+    degrees = Degrees(tp=deployment.tp, pp=deployment.pp, dcp=copies)
+    fits = copies > deployment.dcp and not misfits(row.case.model, degrees)
+    if most is None or not fits or deployment.cp * deployment.dp > 1:
+        return
+    sharded = plan_case(replace(row.case, deployment=replace(deployment, dcp=copies)))
+    gained = sharded.max_concurrency
+    if gained is not None and gained >= most * WORTH:
+        why = f"no copies of KV heads: {gained:.0f} sequences fit, not {most:.0f}"
+        yield Try(why=why, row=sharded)
+
+
+def _inside_nodes(row: Row) -> Iterator[Try]:
+    """Pipeline stages of a node each, for tensor parallelism that would cross the network."""
+    deployment = row.case.deployment
+    node = node_gpus(deployment.gpu)
+    stages = deployment.pp * deployment.tp // node
+    if deployment.tp <= node or deployment.tp % node or deployment.dcp > node:
+        return
+    if misfits(row.case.model, Degrees(tp=node, pp=stages, dp=deployment.dp, ep=deployment.ep)):
+        return
+    planned = plan_case(replace(row.case, deployment=replace(deployment, tp=node, pp=stages)))
+    if planned.estimate.fits:
+        yield Try(why=f"all-reduces inside a node of {node}", row=planned)
+
+
 def _savings(row: Row) -> Iterator[Try]:
     case, workload = row.case, row.case.workload
+    yield from _inside_nodes(row)
     fewest = fewest_gpus(case)
     if fewest is not None and fewest.case.deployment.gpus < case.deployment.gpus:
         count = fewest.case.deployment.gpus
         noun = "GPU also holds" if count == 1 else "GPUs also hold"
         yield Try(why=f"{count} {noun} it", row=fewest)
     most = row.max_concurrency
+    yield from _without_copies(row)
     if most is not None and most >= workload.concurrency * WORTH:
         filled = replace(case, workload=replace(workload, concurrency=most))
         yield Try(

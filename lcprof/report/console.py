@@ -11,11 +11,20 @@ from msgspec import Struct
 from lcprof.domain.kv.eviction import H2O, SnapKV
 from lcprof.domain.kv.share import Share
 from lcprof.domain.kv.window import Window
+from lcprof.plan.estimate import remade
 from lcprof.plan.row import Row
 from lcprof.report.bar import SHADES, bar, flow, legend
 from lcprof.report.screen import Screen, printable, shorten
 from lcprof.report.table import HEADS, ranked, shown, table, varying
-from lcprof.units import show_bytes, show_count, show_seconds, show_tokens
+from lcprof.units import (
+    show_bytes,
+    show_count,
+    show_params,
+    show_seconds,
+    show_short,
+    show_tokens,
+    show_usd,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -131,8 +140,13 @@ def _strategy_notes(rows: Sequence[Row]) -> list[str]:
     )
     if late:
         notes.append(f"{', '.join(late)}: a prompt is held whole until it has been read.")
-    if any(isinstance(link, Share) for link in links):
+    asked = [row.case for row in rows if any(isinstance(x, Share) for x in row.case.kv.chain())]
+    idle = [case for case in asked if remade(case.model, case.kv) is case.model]
+    if len(idle) < len(asked):
         notes.append(f"share: {WHAT_IF}")
+    for spec, name in dict.fromkeys((case.kv_spec, case.model.name) for case in idle):
+        reason = "no layer has grouped attention that caches more"
+        notes.append(f"{spec} changes nothing in {name}: {reason}.")
     return notes
 
 
@@ -205,9 +219,9 @@ def several(fact: Callable[[str, str], None], name: str, texts: Iterable[str]) -
 
 def _model_line(row: Row, same: set[str]) -> str:
     model, estimate = row.case.model, row.estimate
-    line = f"{model.name}: {_billions(estimate.params)} parameters"
+    line = f"{model.name}: {show_params(estimate.params)} parameters"
     if estimate.active_params != estimate.params:
-        line += f" ({_billions(estimate.active_params)} active)"
+        line += f" ({show_params(estimate.active_params)} active)"
     line += f", {model.layers} layers"
     if "weights" in same:
         weights = row.columns()["weights"]
@@ -366,7 +380,7 @@ def _times(row: Row) -> list[RenderableType]:
     rate = found["output_tokens_per_s"]
     if rate is not None:
         each = found["output_tokens_per_s_per_gpu"]
-        text = f"{INDENT}decoding {_rounded(rate)} tokens/s in all, {_rounded(each)} per GPU"
+        text = f"{INDENT}decoding {show_short(rate)} tokens/s in all, {show_short(each)} per GPU"
         lines.append(Text(text))
     lines += [Text(INDENT + line) for line in (*_energy(found), *_money(row, found))]
     unsure = {"TTFT": found["ttft_uncertain"], "TPOT": found["tpot_uncertain"]}
@@ -398,16 +412,6 @@ def _energy(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _rounded(value: float) -> str:
-    """Three digits, never in powers of ten."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def _dollars(value: float) -> str:
-    """Cents, or three digits where they are less."""
-    return f"${value:,.2f}" if abs(value) >= 1 else f"${value:.3g}"
-
-
 def _money(row: Row, found: Mapping[str, Any]) -> list[str]:
     """US dollars, where a price is known, with its source."""
     output = found["usd_per_million_output_tokens"]
@@ -417,11 +421,11 @@ def _money(row: Row, found: Mapping[str, Any]) -> list[str]:
     gpu = deployment.gpu
     given = deployment.price_usd_per_gpu_hour is not None
     where = "as given" if given else f"{gpu.name}, {gpu.price_date}".rstrip(", ")
-    lines = [f"cost     {_dollars(output)} per million output tokens"]
+    lines = [f"cost     {show_usd(output)} per million output tokens"]
     if found["usd_per_million_input_tokens"] is not None:
-        lines[0] += f", {_dollars(found['usd_per_million_input_tokens'])} per million input"
+        lines[0] += f", {show_usd(found['usd_per_million_input_tokens'])} per million input"
     if found["request_usd"] is not None:
-        request = f"${found['request_usd']:,.3g} a request, "
+        request = f"{show_usd(found['request_usd'])} a request, "
         lines.append(
             f"         {request}at ${deployment.usd_per_gpu_hour:,.4g} a GPU-hour ({where})"
         )
@@ -538,7 +542,3 @@ def _grid() -> Table:
 
 def _sequences(count: float) -> str:
     return "1 sequence" if count == 1 else f"{count:,.10g} sequences"
-
-
-def _billions(params: float) -> str:
-    return f"{params / 1e9:,.3g} B" if params >= 1e9 else f"{params / 1e6:,.3g} M"

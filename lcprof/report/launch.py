@@ -22,6 +22,7 @@ from lcprof.domain.kv.offload import Offload
 from lcprof.domain.kv.quantised import Fp8, Quantised
 from lcprof.domain.kv.window import Window
 from lcprof.errors import InputError
+from lcprof.report.rope import Extension, extend
 from lcprof.scenario.engines import read_checkpoint
 from lcprof.scenario.models.catalog import model_card
 
@@ -31,9 +32,11 @@ VLLM_BLOCK_MULTIPLE = 16
 CONFIG_FILE = "trtllm.yaml"
 
 
-_SCALABLE = ("default", "yarn", "llama3", "linear", "dynamic")
-LLAMA3_BANDS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
-"""Llama 3.1's own bands (its config.json)."""
+SGLANG_OVER_TOTAL = 2
+SGLANG_OVER_PROMPT = 7
+"""SGLang's scheduler serves prompt + output up to context_len - 2, as it cuts max_new_tokens to
+max_req_len - prompt - 1 with max_req_len = context_len - 1, and a prompt below
+max_req_input_len = max_req_len - 5 (init_req_max_new_tokens, validate_input_length)."""
 
 
 class Missing(Struct, frozen=True, kw_only=True):
@@ -114,37 +117,51 @@ class _Plan:
     def checkpoint(self) -> Checkpoint:
         return read_checkpoint(self.name)
 
-    def rope(self) -> dict[str, Any] | None:
-        """The rope scaling that a context beyond the model's positions needs, or None."""
-        positions, rope = self.model.positions, self.model.rope
-        if positions is None or self.length <= positions:
-            return None
-        if rope.kind == "none":
-            self.missing(
-                f"context of {self.length:,} tokens",
-                f"the model has {positions:,} positions and no rope to scale",
-            )
-            return None
-        if rope.kind not in _SCALABLE:
-            self.missing(
-                f"context of {self.length:,} tokens",
-                f"{rope.kind} rope beyond {positions:,} positions needs factors of its own",
-            )
-            return None
-        kind = "yarn" if rope.kind == "default" else rope.kind
-        self.notes.append(
-            f"{self.length:,} tokens exceed the model's {positions:,} positions: "
-            f"{kind} scaling extends them, the quality there is untested"
+    def reach(self, over_total: int = 0, over_prompt: int = 1) -> tuple[int, Extension | None]:
+        """The length of one request as the engine counts it, and the rope that it needs.
+
+        The engines count prompt and output (vLLM --max-model-len, SGLang --context-length,
+        TensorRT-LLM --max_seq_len), and refuse or cut what is over the model's positions. The last
+        token is never fed back, so a request uses one position less than that; where only this, or
+        what the engine keeps for itself, is over, the length is held to the positions.
+        """
+        prompt, output = (
+            math.ceil(tokens)
+            for tokens in (self.case.workload.context_tokens, self.case.workload.output_tokens)
         )
-        times = math.ceil(self.length / positions)
-        scaling: dict[str, Any] = {"rope_type": kind, "factor": rope.factor * times}
-        if kind not in ("linear", "dynamic"):
-            scaling["original_max_position_embeddings"] = rope.original_positions or positions
-        if kind == "llama3":
-            scaling |= LLAMA3_BANDS
-        if rope.theta is not None:
-            scaling["rope_theta"] = rope.theta
-        return scaling
+        positions = self.model.positions
+        length = max(self.length + over_total, prompt + over_prompt)
+        if positions is None or length <= positions:
+            return length, None
+        if self.length - 1 <= positions:
+            served = positions - max(over_total + output, over_prompt)
+            self.notes.append(
+                f"the model has {positions:,} positions: {self.engine.title} serves prompts of up "
+                f"to {served:,} tokens with {output:,} of output"
+            )
+            return self._held(positions), None
+        scaling = self._extended(positions, length)
+        return (length, scaling) if scaling is not None else (self._held(positions), None)
+
+    def _held(self, positions: int) -> int:
+        self.flags = replace(self.flags, max_model_len=min(self.length, positions))
+        return positions
+
+    def _extended(self, positions: int, length: int) -> Extension | None:
+        part = f"context of {self.length:,} tokens"
+        found = extend(self.model.rope, positions, length)
+        if isinstance(found, str):
+            self.missing(part, found)
+            return None
+        if self.engine.name == "trtllm" and self.model.rope.kind == "mrope":
+            self.missing(part, "TensorRT-LLM documents no scaling of a multimodal rope")
+            return None
+        self.notes.append(
+            f"{length:,} tokens exceed the model's {positions:,} positions: {found.kind} scaling "
+            f"by {found.block['factor']:g} extends them, for short prompts too; the quality there "
+            "is untested"
+        )
+        return found
 
     def host_bytes(self) -> float:
         """Bytes of KV in host memory for each GPU."""
@@ -233,10 +250,16 @@ def launched_reservation(case: Case, engine: Engine, launch: Launch) -> Reserved
 
 
 def _vllm(plan: _Plan) -> Launch:
+    """`vllm serve`. --hf-overrides took the place of --rope-scaling (docs.vllm.ai, "Context
+    Extension"; gone in 0.11.1, vllm-project/recipes pull request 856). It sets a dict whole and
+    merges into a nested config (ModelConfig._apply_dict_overrides). A max-model-len over the
+    derived one is refused without VLLM_ALLOW_LONG_MAX_MODEL_LEN, and the derived one is the
+    tokenizer's too, which no override lifts (_get_and_verify_max_len)."""
     d = plan.deployment
     arguments = ["vllm", "serve", plan.name]
     environment: list[tuple[str, str]] = []
-    arguments += ["--max-model-len", str(plan.length)]
+    length, scaling = plan.reach()
+    arguments += ["--max-model-len", str(length)]
     arguments += ["--tensor-parallel-size", str(d.tp)]
     if d.pp > 1:
         arguments += ["--pipeline-parallel-size", str(d.pp)]
@@ -274,9 +297,9 @@ def _vllm(plan: _Plan) -> Launch:
     arguments += ["--dtype", precision or _dense_dtype(plan)] if precision or _wide(plan) else []
     if plan.case.workload.prefix_tokens:
         arguments.append("--enable-prefix-caching")
-    if (scaling := plan.rope()) is not None:
+    if scaling is not None:
         environment.append(("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1"))
-        arguments += ["--hf-overrides", json.dumps({"rope_parameters": scaling})]
+        arguments += ["--hf-overrides", json.dumps(scaling.override("rope_parameters"))]
     if plan.link(Offload) is not None:
         size = plan.host_bytes() * d.tp * d.pp / GIB
         arguments += ["--kv-offloading-backend", "native", "--kv-offloading-size", f"{size:.0f}"]
@@ -291,10 +314,16 @@ def _vllm(plan: _Plan) -> Launch:
 
 
 def _sglang(plan: _Plan) -> Launch:
+    """`sglang.launch_server`. --json-model-override-args sets top entries whole and merges one
+    level into a nested config (get_config; sgl-project/sglang issue 27974: at the top it does
+    nothing to a nested one). A block without rope_theta fails (pull request 22739, whose example
+    sets max_position_embeddings too). A context-length over the derived one is refused without
+    SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN."""
     d = plan.deployment
     arguments = ["python", "-m", "sglang.launch_server", "--model-path", plan.name]
     environment: list[tuple[str, str]] = []
-    arguments += ["--context-length", str(plan.length)]
+    length, scaling = plan.reach(SGLANG_OVER_TOTAL, SGLANG_OVER_PROMPT)
+    arguments += ["--context-length", str(length)]
     shared = d.dp > 1 and plan.experts
     arguments += ["--tp-size", str(d.tp * d.dp if shared else d.tp)]
     if d.pp > 1:
@@ -320,9 +349,15 @@ def _sglang(plan: _Plan) -> Launch:
     arguments += ["--kv-cache-dtype", plan.dtype({"fp8": "fp8_e4m3"})]
     arguments += ["--quantization", online] if online else []
     arguments += ["--dtype", precision or _dense_dtype(plan)] if precision or _wide(plan) else []
-    if (scaling := plan.rope()) is not None:
+    if scaling is not None:
         environment.append(("SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN", "1"))
-        arguments += ["--json-model-override-args", json.dumps({"rope_scaling": scaling})]
+        override = scaling.override(plan.model.rope.key)
+        arguments += ["--json-model-override-args", json.dumps(override)]
+        if scaling.path:
+            plan.notes.append(
+                "the override lies in the config's text part, which SGLang before its pull request "
+                "33351 replaced by it"
+            )
     if plan.link(Offload) is not None:
         size = plan.host_bytes() / GB
         arguments += ["--enable-hierarchical-cache", "--hicache-size", f"{max(1.0, size):.0f}"]
@@ -337,9 +372,14 @@ def _sglang(plan: _Plan) -> Launch:
 
 
 def _trtllm(plan: _Plan) -> Launch:
+    """`trtllm-serve`. model_kwargs (TorchLlmArgs, nvidia.github.io/TensorRT-LLM) overrides the
+    config, merging into nested ones and setting dicts whole. max_seq_len counts prompt and
+    output, and is cut to max_position_embeddings, by which YaRN and Llama 3 scaling do not count
+    (PyTorchModelEngine._infer_max_seq_len_from_config): the override raises both."""
     d = plan.deployment
     arguments = ["trtllm-serve", plan.name, "--backend", "pytorch"]
-    arguments += ["--max_seq_len", str(plan.length)]
+    length, scaling = plan.reach()
+    arguments += ["--max_seq_len", str(length)]
     arguments += ["--tp_size", str(d.tp * d.dp)]
     if d.pp > 1:
         arguments += ["--pp_size", str(d.pp)]
@@ -380,8 +420,8 @@ def _trtllm(plan: _Plan) -> Launch:
         plan.notes.append("what is reserved is counted for whole requests, as without the window")
         if window.sinks:
             plan.missing(f"{window.sinks} sink tokens", "the PyTorch backend keeps no sinks")
-    if (scaling := plan.rope()) is not None:
-        config["model_kwargs"] = {"rope_scaling": scaling}
+    if scaling is not None:
+        config["model_kwargs"] = replace(scaling, tables=True).override("rope_scaling")
     if plan.link(Offload) is not None:
         cache["host_cache_size"] = math.ceil(plan.host_bytes())
         plan.missing(

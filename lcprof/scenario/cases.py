@@ -11,6 +11,7 @@ from lcprof.domain.case import Case
 from lcprof.domain.deployment import Deployment
 from lcprof.domain.gpu import Gpu
 from lcprof.domain.kv import KvStrategy
+from lcprof.domain.kv.share import Share
 from lcprof.domain.layout import Degrees, misfits
 from lcprof.domain.model import ModelShape
 from lcprof.domain.weights import WeightFormat
@@ -36,8 +37,13 @@ AXES = (
 )
 """The order of rows: the last axis varies fastest, so KV strategies stand together."""
 
-Layout = tuple[int, int, int, int, int, int, int]
-"""gpus, tp, pp, cp, dp, ep, dcp."""
+
+class Layout(Degrees, frozen=True, kw_only=True):
+    """Degrees that multiply to `gpus`, where they do; `derived` when tp follows from the others."""
+
+    gpus: int
+    cp: int
+    derived: bool
 
 
 def expand(
@@ -62,11 +68,11 @@ def expand(
     for row in _rows(scenario):
         model = parts.models[row["model"]]
         named = row["model"], row["gpu"], row["weights"]
-        sizes = row["gpus"], row["tp"], row["pp"], row["cp"], row["dp"], row["ep"], row["dcp"]
-        deployment_key = (*named, *sizes, *(row[key] for key in _SETTINGS))
+        sizes = {key: row[key] for key in ("gpus", "tp", "pp", "cp", "dp", "ep", "dcp")}
+        deployment_key = (*named, *sizes.values(), *(row[key] for key in _SETTINGS))
         if deployment_key not in deployments:
-            layout = _layout(*sizes)
-            found = _layout_faults(layout, sizes, model)
+            layout = _layout(**sizes)
+            found = _layout_faults(layout, model)
             found += _power_faults(parts.gpus[row["gpu"]], row["power_limit"])
             for key, given, expected in found:
                 faults.add(key, given, expected)
@@ -82,6 +88,10 @@ def expand(
         if row["prefix"] >= prompt.tokens:
             shorter = f"less than the prompt of {show_tokens(prompt.tokens)} tokens"
             faults.add("prefix", show_tokens(row["prefix"]), shorter)
+        kv = parts.kvs[row["kv"]]
+        for heads in _undivided(model, kv):
+            expected = f"kv_heads that divide the {heads} query heads of {model.name}"
+            faults.add("kv", parts.kv_specs[row["kv"]], expected)
         deployment = deployments[deployment_key]
         if deployment is None or faults.found:
             if len(faults.found) >= FAULTS_LIMIT:
@@ -91,7 +101,7 @@ def expand(
             Case(
                 model=model,
                 deployment=deployment,
-                kv=parts.kvs[row["kv"]],
+                kv=kv,
                 kv_spec=parts.kv_specs[row["kv"]],
                 workload=Workload(
                     context_tokens=float(prompt.tokens),
@@ -105,6 +115,12 @@ def expand(
         )
     faults.check()
     return cases
+
+
+def _undivided(model: ModelShape, kv: KvStrategy) -> set[int]:
+    shares = [link for link in kv.chain() if isinstance(link, Share)]
+    found = {link.undivided(group.mixer) for link in shares for group in model.groups}
+    return found - {0}
 
 
 _SETTINGS = ("utilisation", "page", "stack", "price", "power_limit")
@@ -161,44 +177,38 @@ def _rows(scenario: Scenario) -> Iterator[dict[str, Any]]:
         yield dict(zip(AXES, values, strict=True))
 
 
-def _layout(
-    gpus: int | None, tp: int | None, pp: int, cp: int, dp: int, ep: int, dcp: int
-) -> Layout:
+def _layout(gpus: int | None, tp: int | None, **degrees: int) -> Layout:
     """The degrees with the default filled in that the others leave open: tp from gpus, gpus from
     the degrees."""
-    others = pp * cp * dp
+    others = degrees["pp"] * degrees["cp"] * degrees["dp"]
+    derived = tp is None
     if tp is None:
         tp = max(1, gpus // others) if gpus is not None else 1
-    return gpus if gpus is not None else tp * others, tp, pp, cp, dp, ep, dcp
+    return Layout(gpus=tp * others if gpus is None else gpus, tp=tp, derived=derived, **degrees)
 
 
-def _layout_faults(
-    layout: Layout, given: tuple[Any, ...], model: ModelShape
-) -> list[tuple[str, str, str]]:
+def _layout_faults(layout: Layout, model: ModelShape) -> list[tuple[str, str, str]]:
     """What is wrong with a layout, as (key, given, expected)."""
-    gpus, tp, pp, cp, dp, ep, dcp = layout
-    faults: list[tuple[str, str, str]] = []
+    gpus, tp, pp, cp, dp = layout.gpus, layout.tp, layout.pp, layout.cp, layout.dp
+    faults = misfits(model, layout)
+    if layout.derived:
+        # What was given is how many GPUs there are.
+        given = f"{gpus}, so that tp is {tp}"
+        faults = [
+            ("gpus", given, f"{expected}; or pp, dp or cp that take more GPUs")
+            if key == "tp"
+            else (key, wrong, expected)
+            for key, wrong, expected in faults
+        ]
     used = tp * pp * cp * dp
-    if used != gpus:
-        product_text = f"tp {tp} · pp {pp} · cp {cp} · dp {dp} = {used}"
-        if given[1] is None:
-            faults.append(
-                (
-                    "gpus",
-                    f"{gpus}, which pp {pp} · cp {cp} · dp {dp} does not divide",
-                    f"a multiple of {pp * cp * dp}",
-                )
-            )
-        else:
-            faults.append(
-                (
-                    "gpus",
-                    f"{gpus}, but {product_text}",
-                    f"gpus: {used}, or degrees that multiply to {gpus}",
-                )
-            )
-    degrees = Degrees(tp=tp, pp=pp, dp=dp, ep=ep, dcp=dcp)
-    return faults + misfits(model, degrees)
+    if used == gpus:
+        return faults
+    if layout.derived:
+        undivided = f"{gpus}, which pp {pp} · cp {cp} · dp {dp} does not divide"
+        return [("gpus", undivided, f"a multiple of {pp * cp * dp}"), *faults]
+    product_text = f"tp {tp} · pp {pp} · cp {cp} · dp {dp} = {used}"
+    expected = f"gpus: {used}, or degrees that multiply to {gpus}"
+    return [("gpus", f"{gpus}, but {product_text}", expected), *faults]
 
 
 def _power_faults(gpu: Gpu, limit_w: float | None) -> list[tuple[str, str, str]]:
@@ -222,16 +232,15 @@ LEAST_LIMIT = 0.25
 def _deployment(
     gpu: Gpu, layout: Layout, weights: WeightFormat | None, row: Mapping[str, Any]
 ) -> Deployment:
-    gpus, tp, pp, cp, dp, ep, dcp = layout
     return Deployment(
         gpu=gpu,
-        gpus=gpus,
-        tp=tp,
-        pp=pp,
-        cp=cp,
-        dp=dp,
-        ep=ep,
-        dcp=dcp,
+        gpus=layout.gpus,
+        tp=layout.tp,
+        pp=layout.pp,
+        cp=layout.cp,
+        dp=layout.dp,
+        ep=layout.ep,
+        dcp=layout.dcp,
         weights=weights,
         utilisation=float(row["utilisation"]),
         page_tokens=row["page"],

@@ -144,8 +144,9 @@ def _load(path: Path) -> PowerFile:
 
 def _own(gpu: Gpu, tdp_w: float) -> PowerModel | None:
     """From the file of the GPU's architecture; None where it has none that fits its memory."""
-    path = FOLDER / f"{gpu.architecture.lower()}.yaml"
-    if not gpu.architecture.isalnum() or not path.exists():
+    chip = gpu.architecture.lower().removesuffix(" ultra")
+    path = FOLDER / f"{chip}.yaml"
+    if not chip.isalnum() or not path.exists():
         return None
     file = _load(path)
     if gpu.name in file.gpus:

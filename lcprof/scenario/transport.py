@@ -70,8 +70,23 @@ class Calibrations:
         for name in self._by_likeness(gpu, stack):
             found = self.own(name, stack, family, variant)
             if found is not None:
-                return replace(found, fit=widened(found.fit))
+                return replace(found, fit=widened(self._moved(found.fit, name, gpu)))
         return None
+
+    def _moved(self, fit: Fit, measured_on: str, gpu: Gpu) -> Fit:
+        """A fit with the rates of its source's SMs turned into those of another GPU's. The decode
+        fits of TensorRT-LLM show it: 24.6 GB/s on an H100 and 36.1 on an H200, whose SMs have
+        25.4 and 36.4 of the bandwidth each."""
+        other = load_gpu(measured_on, where=measured_on)
+        ratio = gpu.bandwidth_bytes_per_s / other.bandwidth_bytes_per_s
+        if gpu.sm_count and other.sm_count:
+            ratio *= other.sm_count / gpu.sm_count
+        kinds = self.families[fit.family]
+        moved = {
+            name: value * ratio if kinds[name].bandwidth else value
+            for name, value in fit.parameters.items()
+        }
+        return replace(fit, parameters=moved)
 
     def _by_likeness(self, gpu: Gpu, stack: str) -> list[str]:
         """Other GPUs with a calibration of a stack: of the same architecture first, then the

@@ -76,6 +76,17 @@ def test_expanded_latents() -> None:
     assert (made.call.qk_dim, made.call.v_dim, made.call.kv_heads) == (192.0, 128.0, 16.0)
 
 
+def test_pytorchs_flash_splits_few_sequences_only() -> None:
+    """Its two kernels are 40 % apart; 0.8 of two tiles for each of 132 SMs are 211.2."""
+    plain = DENSE | {"layout": "contiguous", "page_tokens": 0}
+    few = call("decode_attention", plain | {"batch": 26}, "flash")  # 26 x 8 heads
+    many = call("decode_attention", plain | {"batch": 27}, "flash")
+    assert few.variant == ("torch", "flash bf16 cache, contiguous")
+    assert many.variant == ("torch", "flash unsplit bf16 cache, contiguous")
+    assert few.variant in many.variants
+    assert call("decode_attention", plain | {"batch": 27}, "cudnn").variant[1].startswith("cudnn")
+
+
 def test_steps_over_a_dense_cache() -> None:
     paged = call("decode_attention", DENSE | {"layout": "paged", "page_tokens": 16})
     assert paged.variant == ("lcprof", "bf16 cache, pages of 16")

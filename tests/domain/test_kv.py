@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from shapes import LLAMA_8B, deepseek_v3, grouped
 
 from lcprof.domain.kv import STRATEGIES, KvStrategy, parse_kv
+from lcprof.domain.kv.share import Share
 from lcprof.domain.kv.stream import Stream, streams
 from lcprof.domain.model import GroupedAttention, LatentAttention
 from lcprof.errors import InputError
@@ -98,6 +99,13 @@ def test_share_remakes_the_projections_too() -> None:
     latent = strategy("share:latent=512").remake(mixer)
     assert isinstance(latent, LatentAttention)
     assert streams(latent)[0].elements == 576
+
+
+def test_share_divides_the_query_heads_or_says_what_it_would_not() -> None:
+    mixer = LLAMA_8B.groups[0].mixer  # 32 query heads, 8 of keys and values
+    found = {n: parse_kv(f"share:kv_heads={n}", where="test") for n in (1, 3, 4, 8, 16)}
+    undivided = {n: kv.undivided(mixer) for n, kv in found.items() if isinstance(kv, Share)}
+    assert undivided == {1: 0, 3: 32, 4: 0, 8: 0, 16: 0}
 
 
 def test_share_leaves_what_it_cannot_shrink() -> None:

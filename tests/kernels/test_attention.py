@@ -58,8 +58,8 @@ def assert_forward(inputs: Inputs, impl: str = "triton", **given: Any) -> None:
     # all to one side. To float16 it rounds.
     factor = {torch.bfloat16: 4.0, torch.float16: 2.0}.get(inputs.q.dtype, 6.0)
     budget = tolerance(
-        lambda: want,
-        lambda: reference(problem, low_precision=True)[0],
+        want,
+        reference(problem, low_precision=True)[0],
         factor=factor if inputs.q.device.type == "cpu" or inputs.q.dtype.itemsize == 1 else 2.0,
         resolution=HALF_STEP[problem.out_dtype],
     )
@@ -91,8 +91,8 @@ def assert_backward(inputs: Inputs, *, with_lse: bool = False, **given: Any) -> 
     exact, low, ours = (gradients(kind) for kind in ("exact", "naive", "triton"))
     for name, want, rounded, have in zip("qkv", exact, low, ours, strict=True):
         budget = tolerance(
-            lambda want=want: want,
-            lambda rounded=rounded: rounded,
+            want,
+            rounded,
             resolution=HALF_STEP[inputs.q.dtype],
         )
         assert budget.accepts(have), f"d{name}: {budget.explain(have)}"

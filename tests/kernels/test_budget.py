@@ -9,27 +9,34 @@ ORACLE = torch.tensor([1.0, -2.0, 4.0], dtype=torch.float64)
 
 
 def test_allows_a_multiple_of_what_low_precision_errs() -> None:
-    budget = tolerance(
-        lambda: ORACLE, lambda: ORACLE + torch.tensor([0.0, 0.1, 0.0]), factor=3.0, resolution=1e-9
-    )
-    assert budget.largest == pytest.approx(0.3)
+    budget = tolerance(ORACLE, ORACLE + torch.tensor([0.0, 0.1, 0.0]), factor=3.0, resolution=1e-9)
+    assert budget.largest == pytest.approx(2 * 0.3)
     assert budget.mean == pytest.approx(3 * 0.1 / 3**0.5)
     assert budget.accepts(ORACLE + torch.tensor([0.0, 0.29, 0.0]))
-    assert not budget.accepts(ORACLE + torch.tensor([0.31, 0.0, 0.0]))
+    assert not budget.accepts(ORACLE + torch.tensor([0.31, 0.0, 0.0]))  # the mean square binds
+
+
+def test_one_large_error_among_many_is_refused() -> None:
+    oracle = torch.zeros(10_000, dtype=torch.float64)
+    noise = torch.full_like(oracle, 0.1)
+    budget = tolerance(oracle, oracle + noise, factor=2.0, resolution=1e-9)
+    single = torch.zeros_like(oracle)
+    single[17] = 0.39
+    assert budget.accepts(oracle + single)
+    single[17] = 0.41
+    assert not budget.accepts(oracle + single)
 
 
 def test_many_errors_within_the_largest_are_refused() -> None:
     """One element may err by the largest allowance; all of them may not."""
-    budget = tolerance(
-        lambda: ORACLE, lambda: ORACLE + torch.tensor([0.0, 0.1, 0.0]), factor=1.0, resolution=1e-9
-    )
+    budget = tolerance(ORACLE, ORACLE + torch.tensor([0.0, 0.1, 0.0]), factor=1.0, resolution=1e-9)
     assert budget.accepts(ORACLE + torch.tensor([0.09, 0.0, 0.0]))
     assert not budget.accepts(ORACLE + 0.09)
 
 
 def test_exact_low_precision_still_leaves_half_a_step() -> None:
-    budget = tolerance(lambda: ORACLE, lambda: ORACLE, factor=2.0, resolution=2.0**-9)
-    assert budget.largest == 2 * 4.0 * 2.0**-9
+    budget = tolerance(ORACLE, ORACLE, factor=2.0, resolution=2.0**-9)
+    assert budget.largest == 2 * 2 * 4.0 * 2.0**-9
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,8 @@ def assert_matches(inputs: DecodeInputs, *, impl: str = "triton", **options: Any
     arguments = inputs.arguments()
     rounding = inputs.q.dtype == torch.bfloat16
     budget = tolerance(
-        lambda: decode_reference(**arguments)[0],
-        lambda: decode_reference(**arguments, low_precision=True)[0],
+        decode_reference(**arguments)[0],
+        decode_reference(**arguments, low_precision=True)[0],
         # the interpreter cuts float32 to bfloat16 where the hardware rounds: twice the error
         factor=4.0 if rounding and DEVICE == "cpu" else 2.0,
         resolution=HALF_STEP[inputs.q.dtype],

@@ -32,10 +32,8 @@ def check(inputs: MlaInputs, *, scale: float = DEFAULT_SCALE) -> None:
     out, lse = mla_decode(inputs.q, inputs.cache, **arguments)
     for index, found in enumerate((out, lse)):
         budget = tolerance(
-            lambda index=index: mla_reference(inputs.q, inputs.cache, **arguments)[index],
-            lambda index=index: mla_reference(
-                inputs.q, inputs.cache, **arguments, low_precision=True
-            )[index],
+            mla_reference(inputs.q, inputs.cache, **arguments)[index],
+            mla_reference(inputs.q, inputs.cache, **arguments, low_precision=True)[index],
         )
         assert budget.accepts(found), budget.explain(found)
 
@@ -97,8 +95,8 @@ def test_every_way_of_the_kernel_with_many_splits(tile: Tile) -> None:
         inputs.q, inputs.cache, lengths=inputs.lengths, scale=DEFAULT_SCALE
     )
     budget = tolerance(
-        lambda: expected,
-        lambda: mla_reference(
+        expected,
+        mla_reference(
             inputs.q,
             inputs.cache,
             lengths=inputs.lengths,
@@ -140,8 +138,8 @@ def test_every_tile_worth_timing_on_a_gpu(q_heads: int, fp8: bool, page_tokens: 
         "scale": DEFAULT_SCALE,
     }
     budget = tolerance(
-        lambda: mla_reference(inputs.q, inputs.cache, **arguments)[0],
-        lambda: mla_reference(inputs.q, inputs.cache, **arguments, low_precision=True)[0],
+        mla_reference(inputs.q, inputs.cache, **arguments)[0],
+        mla_reference(inputs.q, inputs.cache, **arguments, low_precision=True)[0],
     )
     capability = torch.cuda.get_device_capability()
     for tile in others(capability, q_heads, fp8=fp8, paged=page_tokens is not None):

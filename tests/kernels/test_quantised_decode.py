@@ -41,8 +41,8 @@ NAMES = [layout.name for layout in FORMATS]
 
 def check(inputs, softmax_scale: float, **options: object) -> None:
     budget = tolerance(
-        lambda: quantised_decode_reference(inputs.q, inputs.cache, softmax_scale)[0],
-        lambda: quantised_decode_naive(inputs.q, inputs.cache, softmax_scale)[0],
+        quantised_decode_reference(inputs.q, inputs.cache, softmax_scale)[0],
+        quantised_decode_naive(inputs.q, inputs.cache, softmax_scale)[0],
     )
     out, lse = quantised_decode(inputs.q, inputs.cache, softmax_scale=softmax_scale, **options)
     assert budget.accepts(out), budget.explain(out)
@@ -214,8 +214,8 @@ def test_every_way_of_the_kernel(layout: Format, page_tokens: int | None) -> Non
     )
     cache = inputs.cache
     budget = tolerance(
-        lambda: quantised_decode_reference(inputs.q, cache, 0.125)[0],
-        lambda: quantised_decode_naive(inputs.q, cache, 0.125)[0],
+        quantised_decode_reference(inputs.q, cache, 0.125)[0],
+        quantised_decode_naive(inputs.q, cache, 0.125)[0],
     )
     out, lse = quantised_decode_triton(inputs.q, cache, 0.125, cache.capacity_tokens, NARROW)
     assert budget.accepts(out), budget.explain(out)
@@ -253,8 +253,8 @@ def test_every_way_of_the_kernel_on_a_gpu(layout: Format, page_tokens: int | Non
     )
     cache = inputs.cache
     budget = tolerance(
-        lambda: quantised_decode_reference(inputs.q, cache, 0.1)[0],
-        lambda: quantised_decode_naive(inputs.q, cache, 0.1)[0],
+        quantised_decode_reference(inputs.q, cache, 0.1)[0],
+        quantised_decode_naive(inputs.q, cache, 0.1)[0],
     )
     out, _ = quantised_decode_triton(inputs.q, cache, 0.1, cache.capacity_tokens, tuning)
     assert budget.accepts(out), budget.explain(out)

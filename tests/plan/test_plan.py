@@ -11,8 +11,10 @@ from shapes import H100, H200, LLAMA_8B, LLAMA_70B, deepseek_v3, hybrid, on
 
 from lcprof.domain.case import Case
 from lcprof.domain.deployment import Deployment
+from lcprof.domain.gpu import Gpu
 from lcprof.domain.kv import parse_kv
 from lcprof.domain.model import ModelShape
+from lcprof.domain.weights import WEIGHT_FORMATS
 from lcprof.domain.workload import Workload
 from lcprof.plan.explain import explain
 from lcprof.plan.row import Row, case_columns, plan_case, plan_cases, time_columns
@@ -115,9 +117,53 @@ def test_fewest_gpus_is_the_fewest() -> None:
     fewest = fewest_gpus(case(LLAMA_70B, on(H100), 131_072.0))
     assert fewest is not None
     # 141 GB of weights and 43 GB of KV against 77 GB a GPU: two hold the weights but not the
-    # rest (92 GB each), four hold 46 GB each.
-    assert fewest.case.deployment.gpus == 4
+    # rest (92 GB each), three 61 GB each and a stage's own needs.
+    assert fewest.case.deployment.gpus == 3
+    assert (fewest.case.deployment.tp, fewest.case.deployment.pp) == (1, 3)
     assert not plan_case(case(LLAMA_70B, on(H100, tp=2), 131_072.0)).estimate.fits
+
+
+@pytest.mark.parametrize(
+    ("model", "gpu", "context", "concurrency"),
+    [
+        (LLAMA_8B, H100, 1_048_576.0, 1.0),
+        (LLAMA_70B, H100, 131_072.0, 20.0),
+        (LLAMA_8B, H100, 8192.0, 1.0),
+    ],
+)
+def test_no_layout_of_fewer_gpus_fits(
+    model: ModelShape, gpu: Gpu, context: float, concurrency: float
+) -> None:
+    asked = case(model, on(gpu), context, concurrency=concurrency)
+    fewest = fewest_gpus(asked)
+    assert fewest is not None
+    assert fewest.estimate.fits
+    for gpus in range(1, fewest.case.deployment.gpus):
+        for tp in (1, 2, 4, 8):
+            if gpus % tp:
+                continue
+            laid_out = replace(asked.deployment, gpus=gpus, tp=tp, pp=gpus // tp)
+            assert not plan_case(replace(asked, deployment=laid_out)).estimate.fits
+
+
+def test_tensor_parallelism_across_nodes_is_offered_as_stages_of_a_node() -> None:
+    across = plan_case(case(LLAMA_70B, on(H100, tp=16), 131_072.0))
+    offered = [each.row.case.deployment for each in tries(across)]
+    assert (8, 2) in [(each.tp, each.pp) for each in offered if each.gpus == 16]
+
+
+def test_copies_of_kv_heads_are_offered_to_be_sharded() -> None:
+    """One latent for all heads lies on each of eight ranks; sharded it leaves room for more."""
+    fp8 = replace(on(H200, tp=8), weights=WEIGHT_FORMATS["fp8"])
+    copied = plan_case(case(deepseek_v3(), fp8, 131_072.0, kv="fp8", concurrency=8.0))
+    sharded = [each.row for each in tries(copied) if each.row.case.deployment.dcp == 8]
+    assert copied.max_concurrency is not None
+    assert any((row.max_concurrency or 0) > 4 * copied.max_concurrency for row in sharded)
+
+
+def test_more_than_every_layout_holds_has_no_answer() -> None:
+    asked = case(LLAMA_8B, on(H100), 1_048_576.0, concurrency=1000.0)
+    assert fewest_gpus(asked) is None
 
 
 def test_offload_moves_bytes_and_is_bound_by_the_bus() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
+from typing import Any
 
 import pytest
 import yaml
+from msgspec.structs import replace
 
 from lcprof.domain.case import Case
 from lcprof.domain.deployment import Deployment
@@ -16,7 +19,7 @@ from lcprof.domain.workload import Workload
 from lcprof.report.launch import Launch, launch_lines
 from lcprof.scenario.engines import load_engine
 from lcprof.scenario.gpus import load_gpu
-from lcprof.scenario.models import load_model
+from lcprof.scenario.models import load_model, read_inline
 from lcprof.scenario.weights import parse_weights
 
 H100 = load_gpu("h100-sxm", where="test")
@@ -85,27 +88,164 @@ def test_a_command_survives_the_shell() -> None:
     words = shlex.split(launch.command)
     assert words[0] == "VLLM_ALLOW_LONG_MAX_MODEL_LEN=1"
     override = json.loads(words[words.index("--hf-overrides") + 1])
-    # 100,512 tokens over 40,960 positions.
-    assert override["rope_parameters"]["factor"] == 3.0
-    assert override["rope_parameters"]["original_max_position_embeddings"] == 40_960
+    assert override["rope_parameters"]["rope_type"] == "yarn"
     assert launch.notes
 
 
-def test_rope_of_a_scaled_model_keeps_its_kind() -> None:
-    launch = launched(case("llama-3.1-8b", context=262_144 - 512), "sglang")
-    text = flag(launch, "--json-model-override-args")
-    assert text is not None
-    scaling = json.loads(text)["rope_scaling"]
-    assert scaling["rope_type"] == "llama3"
-    # 8 beyond 8,192 positions make 131,072; twice that is asked for.
-    assert scaling["factor"] == 16.0
-    assert scaling["high_freq_factor"] == 4.0
+# -- rope: what a length beyond the model's positions asks of each engine -----------------------
+
+# The rope entries of the published config.json files, and the length that each counts from.
+LLAMA31 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+           "original_max_position_embeddings": 8192, "rope_type": "llama3"}  # fmt: skip
+SCOUT = {**LLAMA31, "factor": 16.0, "high_freq_factor": 1.0}
+DEEPSEEK = {"beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 1.0, "mscale_all_dim": 1.0,
+            "original_max_position_embeddings": 4096, "type": "yarn"}  # fmt: skip
+OSS = {"beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0, "rope_type": "yarn",
+       "original_max_position_embeddings": 4096, "truncate": False}  # fmt: skip
+# Qwen3-8B has no block: the card's own YaRN, over the 32,768 that it was trained on.
+QWEN3 = {"rope_type": "yarn", "original_max_position_embeddings": 32768}
+ROPES = {
+    "llama-3.1-8b": (131_072, LLAMA31, 500000.0, 131_072 / 8.0),
+    "deepseek-v3": (163_840, DEEPSEEK, 10000, 4096.0),
+    "gpt-oss-120b": (131_072, OSS, 150000, 4096.0),
+    "qwen3-8b": (40_960, QWEN3, 1000000, 32768.0),
+    "llama-4-scout": (10_485_760, SCOUT, 500000.0, 10_485_760 / 16.0),
+}
+# SGLang serves prompt + output up to context_len - 2 and prompts up to context_len - 7.
+KEPT = {"vllm": 0, "sglang": 6, "trtllm": 0}
+LENGTHS = {"vllm": "--max-model-len", "sglang": "--context-length", "trtllm": "--max_seq_len"}
+
+
+def one_token(model: str, context: int) -> Case:
+    given = case(model, context=context)
+    return replace(given, workload=replace(given.workload, output_tokens=1.0))
+
+
+def override(launch: Launch) -> dict[str, Any] | None:
+    """What the engine is told of the config, whichever way it is told."""
+    found: dict[str, Any] | None
+    if launch.engine == "trtllm":
+        found = yaml.safe_load(launch.config).get("model_kwargs")
+        return found
+    name = {"vllm": "--hf-overrides", "sglang": "--json-model-override-args"}[launch.engine]
+    text = flag(launch, name)
+    found = None if text is None else json.loads(text)
+    return found
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("model", [*ROPES, "gemma-3-27b"])
+def test_the_last_output_token_scales_no_rope(model: str, engine: str) -> None:
+    """A prompt of all positions and one token of output: the output is never fed back."""
+    positions = 131_072 if model == "gemma-3-27b" else ROPES[model][0]
+    launch = launched(one_token(model, positions), engine)
+    assert flag(launch, LENGTHS[engine]) == str(positions)
+    assert override(launch) is None
+    assert launch.environment == ()
+    assert launch.missing == ()
+    assert f"{positions - 1 - KEPT[engine]:,} tokens" in launch.notes[0]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("over", ["one over", "twice"])
+@pytest.mark.parametrize("model", ROPES)
+def test_a_rope_grows_by_what_is_needed_and_stays_whole(model: str, over: str, engine: str) -> None:
+    positions, block, theta, unit = ROPES[model]
+    context = positions + 1 if over == "one over" else 2 * positions
+    launch = launched(one_token(model, context), engine)
+    length = context + 1 + KEPT[engine]
+    assert flag(launch, LENGTHS[engine]) == str(length)
+    told = override(launch)
+    assert told is not None
+    if model == "llama-4-scout":
+        assert list(told) == ["text_config"]
+        told = told["text_config"]
+    key = "rope_parameters" if engine == "vllm" else "rope_scaling"
+    assert set(told) == {"max_position_embeddings", key}
+    assert told["max_position_embeddings"] == length
+    rope = dict(told[key])
+    factor = rope.pop("factor")
+    # What the length needs, rounded up to four decimals.
+    assert length / unit <= factor <= length / unit + 1e-4
+    kept = {**block, "rope_theta": theta}
+    kept.pop("factor", None)
+    if engine == "vllm" and "type" in kept:
+        kept["rope_type"] = kept.pop("type")
+    assert rope == kept
+    assert launch.missing == ()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_ropes_by_layer_type_are_missing(engine: str) -> None:
+    # Gemma-3's flat block scales its global layers alone: local ones have rope_local_base_freq.
+    for context in (131_073, 262_144):
+        launch = launched(one_token("gemma-3-27b", context), engine)
+        assert override(launch) is None
+        assert f"context of {context + 1:,} tokens" in parts(launch)
+        assert "layer types" in launch.missing[0].reason
+        # What can be started reads what the model can.
+        assert flag(launch, LENGTHS[engine]) == "131072"
+
+
+def test_a_multimodal_rope_keeps_its_sections() -> None:
+    # Qwen3.5's config.json, with the YaRN of its card: rope_parameters in the text part.
+    whole = {
+        "mrope_interleaved": True,
+        "mrope_section": [11, 11, 10],
+        "rope_type": "yarn",
+        "rope_theta": 10000000,
+        "partial_rotary_factor": 0.25,
+        "original_max_position_embeddings": 262144,
+    }
+    for engine in ("vllm", "sglang"):
+        told = override(launched(one_token("qwen3.5-27b", 524_288), engine))
+        assert told is not None
+        rope = told["text_config"]["rope_parameters"]
+        # 524,288 and one of output over 262,144.
+        assert rope.pop("factor") == pytest.approx(2.0, rel=1e-4)
+        assert rope == whole
+    trtllm = launched(one_token("qwen3.5-27b", 524_288), "trtllm")
+    assert "multimodal" in trtllm.missing[0].reason
 
 
 def test_rope_that_cannot_be_scaled_is_missing() -> None:
-    # Multimodal rope, and a model whose few attention layers have none.
-    for model in ("qwen3.5-27b", "jamba-large-1.5"):
+    # Factors of its own, sections or bands that the config does not state, and no rope at all.
+    for model in ("phi-3.5-mini", "qwen3-vl-2b", "deepseek-v2", "jamba-large-1.5"):
         assert "context" in parts(launched(case(model, context=1_000_000), "vllm")), model
+
+
+def test_an_inline_config_keeps_its_rope() -> None:
+    sizes = {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "vocab_size": 512,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+             "intermediate_size": 128, "max_position_embeddings": 32768}  # fmt: skip
+    block = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192,
+             "beta_fast": 16.0}  # fmt: skip
+    given = one_token("llama-3.1-8b", 65_535)
+    scaled = read_inline({**sizes, "rope_scaling": block}, where="t")
+    told = override(launched(replace(given, model=scaled), "vllm"))
+    # 65,536 / 8,192; llama's own rope_theta where the config leaves it out.
+    assert told == {
+        "max_position_embeddings": 65_536,
+        "rope_parameters": {**block, "factor": 8.0, "rope_theta": 10000.0},
+    }
+    strange = read_inline({**sizes, "rope_scaling": {"type": "spiral", "factor": 4.0}}, where="t")
+    assert "not known" in launched(replace(given, model=strange), "vllm").missing[0].reason
+    linear = read_inline({**sizes, "rope_scaling": {"type": "linear", "factor": 4.0}}, where="t")
+    assert "context" in parts(launched(replace(given, model=linear), "vllm"))
+    # Dynamic NTK measures from max_position_embeddings, which stays: 65,536 / 32,768.
+    ntk = read_inline({**sizes, "rope_scaling": {"type": "dynamic", "factor": 1.5}}, where="t")
+    told = override(launched(replace(given, model=ntk), "vllm"))
+    assert told == {
+        "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    }
+
+
+def test_a_written_out_attention_factor_follows() -> None:
+    # OLMo 3: 0.1 ln 8 + 1 = 1.2079 written out; twice 65,536 needs 131,073 / 8,192 = 16.0002.
+    told = override(launched(one_token("olmo-3-7b", 131_072), "vllm"))
+    assert told is not None
+    rope = told["rope_parameters"]
+    assert rope["attention_factor"] == pytest.approx(0.1 * math.log(16.0002) + 1.0, rel=1e-6)
 
 
 def test_sglang_cuts_all_ranks_and_shares_attention() -> None:

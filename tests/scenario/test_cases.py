@@ -137,6 +137,8 @@ def test_degrees_that_do_not_multiply() -> None:
         ({"tp": 8, "dcp": 3}, "dcp", "a divisor of tp = 8"),
         ({"tp": 8, "dcp": 4}, "dcp", "at most 2: tp 8 holds 2 copies of each KV head of dense"),
         ({"tp": 4, "dcp": 2}, "dcp", "at most 1"),
+        ({"gpus": 3}, "gpus", "a divisor of the 16 query heads of dense"),
+        ({"kv": "share:kv_heads=3"}, "kv", "kv_heads that divide the 16 query heads of dense"),
         ({"prefix": "4K"}, "prefix", "less than the prompt of 4K tokens"),
         ({"prefix": "8K"}, "prefix", "less than the prompt"),
     ],

@@ -140,7 +140,8 @@ def test_order_is_depth_order() -> None:
         ("Qwen__Qwen3.5-27B.json", "mrope", 10000000.0, 1.0, None),
         ("nvidia__Gemma-4-31B-IT-NVFP4.json", "proportional", 1000000.0, 1.0, None),
         ("ibm-granite__granite-4.0-h-micro.json", "none", None, 1.0, None),
-        ("Qwen__Qwen3-8B.json", "default", 1000000.0, 1.0, None),
+        # The card: 32,768 natively; config.json adds 8,192 for the answer.
+        ("Qwen__Qwen3-8B.json", "default", 1000000.0, 1.0, 32768),
     ],
 )
 def test_rope_kinds(

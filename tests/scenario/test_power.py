@@ -135,6 +135,14 @@ def test_what_was_measured_says_so() -> None:
     )
 
 
+def test_an_ultra_is_of_its_architecture() -> None:
+    b200, b300 = (power_model(load_gpu(name, where=name)) for name in ("b200", "b300"))
+    assert b200 is not None
+    assert b300 is not None
+    assert b300.joules_per_flop["bf16"] == b200.joules_per_flop["bf16"]
+    assert b300.basis == "transported"
+
+
 def test_a_limit() -> None:
     gpu = load_gpu("h200-sxm", where="")
     held, free = power_model(gpu, 500.0), power_model(gpu, 900.0)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from lcprof.cost.timing.families import PARAMETERS
 from lcprof.domain.calibration import Calibration, Fit, Residuals
 from lcprof.scenario.calibrations import calibration_path, write_calibration
@@ -30,6 +32,20 @@ def test_an_unmeasured_gpu_gets_that_of_the_most_alike_with_a_wider_interval() -
     for kind, residuals in own.fit.residuals.items():
         assert found.fit.residuals[kind].low == residuals.low - TRANSPORT_SPREAD
         assert found.fit.residuals[kind].high == residuals.high + TRANSPORT_SPREAD
+
+
+def test_an_sms_share_of_the_bandwidth_is_that_of_the_gpu_in_question() -> None:
+    """4.8 TB/s over 132 SMs of an H200; 7.7 over 148 of a B200."""
+    asked = "trtllm", "decode_attention", "torch_flow bf16 cache"
+    own = CALIBRATIONS.find(load_gpu("h200-sxm", where="test"), *asked)
+    found = CALIBRATIONS.find(load_gpu("b200", where="test"), *asked)
+    assert own is not None
+    assert found is not None
+    assert found.measured_on == "h200-sxm"
+    ratio = (7.7 / 148) / (4.8 / 132)
+    rates = [each.fit.parameters["cta_bytes_per_s"] for each in (own, found)]
+    assert rates[1] / rates[0] == pytest.approx(ratio)
+    assert found.fit.parameters["stream"] == own.fit.parameters["stream"]
 
 
 def test_what_no_gpu_has_is_not_found() -> None:

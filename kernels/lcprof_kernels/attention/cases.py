@@ -106,10 +106,7 @@ class Prepared:
     def budgets(self) -> list[Budget]:
         """The oracle of each checked part, and the error it allows."""
         exact, low = self._tail(low_precision=False), self._tail(low_precision=True)
-        return [
-            tolerance(lambda want=want: want, lambda have=have: have)  # type: ignore[misc]
-            for want, have in zip(exact, low, strict=True)
-        ]
+        return [tolerance(want, have) for want, have in zip(exact, low, strict=True)]
 
     def _tail(self, *, low_precision: bool) -> list[torch.Tensor]:
         """The last query tokens by the oracle, or by naive attention in the inputs' type."""
@@ -133,11 +130,8 @@ class Prepared:
 
 def check(prepared: Prepared, results: tuple[torch.Tensor, ...]) -> tuple[float, float]:
     """Error and allowance of the checked part that comes closest to its allowance."""
-    pairs = []
-    for budget, part in zip(prepared.budgets, prepared.sample(results), strict=True):
-        largest, mean = budget.errors(part)
-        pairs.append((largest if mean <= budget.mean else float("inf"), budget.largest))
-    return max(pairs, key=lambda pair: pair[0] / pair[1])
+    parts = zip(prepared.budgets, prepared.sample(results), strict=True)
+    return max((budget.judge(part) for budget, part in parts), key=lambda pair: pair[0] / pair[1])
 
 
 def causal_pairs(query_tokens: int, context_tokens: int, window: int | None, sinks: int) -> int:

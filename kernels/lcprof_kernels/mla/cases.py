@@ -44,9 +44,7 @@ def check(x: MlaInputs, out: torch.Tensor) -> tuple[float, float]:
             low_precision=low_precision,
         )[0]
 
-    budget = tolerance(lambda: reference(False), lambda: reference(True))
-    largest, mean = budget.errors(out[picks])
-    return (largest if mean <= budget.mean else float("inf")), budget.largest
+    return tolerance(reference(False), reference(True)).judge(out[picks])
 
 
 def mla_case(

@@ -81,13 +81,12 @@ class Prepared:
                 [attend(q[b], *dequantise(cache, b), scale, dtype)[0] for b in self.picks]
             )
 
-        return tolerance(lambda: reference(torch.float32), lambda: reference(q.dtype))
+        return tolerance(reference(torch.float32), reference(q.dtype))
 
 
 def check(prepared: Prepared, out: torch.Tensor) -> tuple[float, float]:
     """Largest error on the checked sequences, and the largest allowed."""
-    budget = prepared.budget
-    return budget.errors(out[prepared.picks])[0], budget.largest
+    return prepared.budget.judge(out[prepared.picks])
 
 
 def _ours(prepared: Prepared) -> torch.Tensor:

@@ -215,6 +215,7 @@ def _latent_prompt(
             kv_bytes_per_element=min(kv.element_bytes(), 2.0),
             fp8_weights=narrow,
             indexed=float(mixer.indexer.owns_keys),
+            cold=1.0,
         )
         variants = sparse_module(deployment, kv, "prefill")
         return [Task(operation=ATTENTION, family=DSA_MODULE, variants=variants, call=call)]
@@ -231,6 +232,7 @@ def _latent_prompt(
         compute=how.compute,
         kernel=how.kernel,
         window_tokens=min(bounds) if bounds else 0.0,
+        cold=1.0,
     )
     tasks: list[Task] = [
         Task(operation=ATTENTION, family=MLA_PREFILL_MODULE, variants=how.variants, call=module)
@@ -373,6 +375,7 @@ def _grouped_step(
         context_tokens=read / cut,
         window_tokens=0.0,
         kv_bytes_per_element=each,
+        cold=1.0,
     )
     variants = step_attention(
         deployment, kv, grouped=mixer.q_heads > mixer.kv_heads, windowed=windowed
@@ -423,6 +426,7 @@ def _latent_step(
             kv_bytes_per_element=each,
             fp8_weights=narrow,
             indexed=float(mixer.indexer.owns_keys),
+            cold=1.0,
         )
         variants = sparse_module(deployment, kv, "decode")
         return [Task(operation=ATTENTION, family=DSA_MODULE, variants=variants, call=call)]
@@ -438,6 +442,7 @@ def _latent_step(
         compute=compute,
         kernel="fa3",
         gathered=float(deployment.dcp),
+        cold=1.0,
     )
     step = Task(operation=ATTENTION, family=MLA_DECODE_MODULE, variants=found, call=module)
     width = heads * deployment.dcp * (mixer.latent_dim + mixer.rope_dim)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from lcprof.cost.expected.own import OWN, is_new, own_prompt, own_step
+from lcprof.cost.expected.own import OWN, generation, is_new, own_prompt, own_step
 from lcprof.cost.expected.task import Variant
 from lcprof.domain.deployment import NODE_GPUS, Deployment
 from lcprof.domain.gpu import Gpu
@@ -150,11 +150,13 @@ def prompt_attention(
         vllm = ("vllm", f"vllm_flash_attn_fa3 {'bf16, fp8 cache' if fp8 else plain}")
         sglang = ("sglang", f"fa3 {'fp8, fp8 cache' if fp8 else plain}")
         fused = ("trtllm", f"torch_flow {'fp8, fp8 cache' if fp8 else plain}")
-        order = {"vllm": (vllm, sglang), "sglang": (sglang, vllm), "trtllm": (fused, vllm)}[stack]
+        tiles, order = "fa3", (vllm, sglang) if stack == "vllm" else (sglang, vllm)
+        if _runs_trtllm(deployment):
+            tiles, order = "fmha", (fused, vllm)
         return PromptKernel(
-            variants=(*meant(stack, kv), *order, ("infersim", "mha, bf16 cache")),
+            variants=(*_meant_grouped(deployment, kv), *order, ("infersim", "mha, bf16 cache")),
             compute="fp8" if fp8 else "bf16",
-            kernel="fmha" if stack == "trtllm" else "fa3",
+            kernel=tiles,
         )
     unmeasured = ((stack, f"{cache_kind(kv)} cache"),) if cache_kind(kv) != "bf16" else ()
     if stack == "trtllm":
@@ -163,6 +165,20 @@ def prompt_attention(
     plain = "vllm_flash_attn bf16, bf16 cache"
     variants = (*(unmeasured or ((stack, plain),)), ("vllm", plain))
     return PromptKernel(variants=variants, compute="bf16", kernel="fa2")
+
+
+def _runs_trtllm(deployment: Deployment) -> bool:
+    """Whether grouped attention is TensorRT-LLM's. On Blackwell every stack runs it (vLLM and
+    SGLang from FlashInfer, as their tables of attention backends say); FlashAttention 3 is
+    Hopper's alone."""
+    return deployment.stack == "trtllm" or generation(deployment.gpu) == "blackwell"
+
+
+def _meant_grouped(deployment: Deployment, kv: KvStrategy) -> tuple[Variant, ...]:
+    """The kernel of grouped attention that is meant, where the stack was not measured with it."""
+    borrowed = deployment.stack != "trtllm" and _runs_trtllm(deployment)
+    own: tuple[Variant, ...] = ((deployment.stack, "flashinfer trtllm"),) if borrowed else ()
+    return meant(deployment.stack, kv) or own
 
 
 def step_attention(
@@ -174,26 +190,27 @@ def step_attention(
         return own_step(deployment, kv, windowed=windowed)
     if not is_new(deployment.gpu):
         unmeasured = ((stack, f"{cache_kind(kv)} cache"),) if cache_kind(kv) != "bf16" else ()
-        own: dict[str, Variant] = {
+        kernels: dict[str, Variant] = {
             "vllm": ("vllm", "vllm_flash_attn bf16 cache"),
             "sglang": ("sglang", "flash_attention bf16 cache"),
             "trtllm": ("trtllm", "torch_flow bf16 cache"),
         }
-        others = (own[stack], own["vllm"], ("vidur", "flashinfer fp16 cache"))
+        others = (kernels[stack], kernels["vllm"], ("vidur", "flashinfer fp16 cache"))
         return (*unmeasured, *others)
     fa3 = f"vllm_flash_attn_fa3 {dtype} cache"
     vllm: tuple[Variant, ...] = (("vllm", fa3),)
     if windowed:
         vllm = (("vllm", f"{fa3}, window"), *vllm)
     like = (*vllm, ("infersim", "mha, bf16 cache"))
-    if stack == "trtllm":
+    first = _meant_grouped(deployment, kv)
+    if _runs_trtllm(deployment):
         name = f"torch_flow {dtype} cache"
         single = () if grouped else (("trtllm", f"{name}, one query head per KV head"),)
-        return (*meant(stack, kv), *single, ("trtllm", name), *like)
+        return (*first, *single, ("trtllm", name), *like)
     if stack == "sglang":
         name = f"triton {dtype} cache, window" if windowed else f"fa3 {dtype} cache"
-        return (*meant(stack, kv), ("sglang", name), *like)
-    return (*meant(stack, kv), *like)
+        return (*first, ("sglang", name), *like)
+    return (*first, *like)
 
 
 def latent_prompt(deployment: Deployment, kv: KvStrategy, *, plain: bool) -> PromptKernel:

@@ -12,8 +12,8 @@ from lcprof.domain.kv.sparse import Quest
 
 OWN = ("lcprof", "torch")
 """The stacks that `lcprof measure` runs; PyTorch multiplies for both."""
-NEW = ("Hopper", "Blackwell")
-"""Architectures that run FlashAttention 3 or what came after it."""
+GENERATIONS = {"9": "hopper", "10": "blackwell"}
+"""By the first number of the compute capability. RTX Blackwell (12) runs Ada's kernels."""
 PLAIN = {"bf16": "bf16", "fp16": "bf16", "fp32": "fp32"}
 """Elements of 16 bits are read and multiplied at one pace."""
 HEAD_DIMS = (64, 96, 128, 192, 256)
@@ -21,9 +21,18 @@ HEAD_DIMS = (64, 96, 128, 192, 256)
 KERNEL_HEAD_DIM = 128
 
 
+def generation(gpu: Gpu) -> str:
+    """Whose kernels the GPU runs: "hopper" (FlashAttention 3's), "blackwell" (TensorRT-LLM's, in
+    every stack) or "older"."""
+    if gpu.compute_capability:
+        return GENERATIONS.get(gpu.compute_capability.partition(".")[0], "older")
+    named = (name for name in GENERATIONS.values() if gpu.architecture.lower().startswith(name))
+    return next(named, "older")
+
+
 def is_new(gpu: Gpu) -> bool:
     """Whether the GPU runs Hopper's kernels or later ones."""
-    return gpu.architecture in NEW
+    return generation(gpu) != "older"
 
 
 # Names

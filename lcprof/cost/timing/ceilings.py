@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from msgspec import Struct
 
+from lcprof import num
 from lcprof.domain.gpu import Gpu
 
 TYPICAL_SM_COUNT = 132.0
@@ -29,6 +31,13 @@ class Ceilings(Struct, frozen=True, kw_only=True):
     def flops_per_s(self, compute: str) -> float:
         """Dense peak of a compute dtype; bf16's where the chip has no unit for it."""
         return self.peak_flops.get(compute) or self.peak_flops["bf16"]
+
+
+def missed(read_bytes: Any, ceilings: Ceilings, cold: Any) -> Any:
+    """The share of what a call reads that the L2 does not hold from the call before. `cold` is 1.0
+    where other work has been in between, as the other layers of a model, and 0.0 for a call
+    that is repeated alone, as kernels are measured."""
+    return num.larger(cold, 1.0 - num.exp(-(read_bytes / ceilings.l2_bytes)))
 
 
 def ceilings_of(gpu: Gpu) -> Ceilings:

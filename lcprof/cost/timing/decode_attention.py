@@ -13,7 +13,7 @@ from typing import Any
 from msgspec import Struct
 
 from lcprof import num
-from lcprof.cost.timing.ceilings import Ceilings
+from lcprof.cost.timing.ceilings import Ceilings, missed
 from lcprof.cost.timing.family import Family
 from lcprof.domain.calibration import Parameter
 
@@ -26,7 +26,11 @@ PARAMETERS = {
         meaning="achieved part of memory bandwidth with every SM busy", start=0.9, low=0.2, high=1.2
     ),
     "cta_bytes_per_s": Parameter(
-        meaning="bytes/s that one CTA streams alone", start=6e10, low=5e9, high=4e11
+        meaning="bytes/s that one CTA streams alone",
+        start=6e10,
+        low=5e9,
+        high=4e11,
+        bandwidth=True,
     ),
     "token_s": Parameter(
         meaning="a CTA's time per token that does not depend on its bytes",
@@ -54,7 +58,7 @@ PARAMETERS = {
         high=1.0,
     ),
     "cold_s": Parameter(
-        meaning="time lost before streams run at full rate, once the cache exceeds L2",
+        meaning="time lost before streams run at full rate, where the L2 does not hold the cache",
         start=5e-6,
         low=1e-7,
         high=5e-5,
@@ -64,7 +68,7 @@ PARAMETERS = {
 
 class DecodeAttentionCall(Struct, frozen=True, kw_only=True):
     """A decode step: heads are one GPU's, `context_tokens` includes the new token, and
-    `window_tokens` is 0 where every token is seen."""
+    `window_tokens` is 0 where every token is seen. `cold` is that of `ceilings.missed`."""
 
     batch: Any
     q_heads: Any
@@ -73,6 +77,7 @@ class DecodeAttentionCall(Struct, frozen=True, kw_only=True):
     context_tokens: Any
     window_tokens: Any
     kv_bytes_per_element: Any
+    cold: Any = 0.0
 
 
 def read_tokens(call: DecodeAttentionCall) -> Any:
@@ -105,7 +110,7 @@ def seconds(call: DecodeAttentionCall, ceilings: Ceilings, parameters: Mapping[s
     seen = num.smaller(cta_tokens, tokens)
     alone = waves * (parameters["cta_start_s"] + cta_bytes / rate + seen * token_s)
     total = kv_bytes(call)
-    cold = 1.0 - num.exp(-(total / ceilings.l2_bytes))
+    cold = missed(total, ceilings, call.cold)
     stream = total / (ceilings.bandwidth_bytes_per_s * parameters["stream"])
     longer, shorter = num.larger(stream, alone), num.smaller(stream, alone)
     exposed = parameters["serial"] * shorter + parameters["cold_s"] * cold

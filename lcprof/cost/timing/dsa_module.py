@@ -81,7 +81,7 @@ PARAMETERS = {
 class DsaModuleCall(Struct, frozen=True, kw_only=True):
     """`query_tokens` new tokens after `prefix_tokens` cached ones in each of `batch` sequences.
     `fp8_weights` and `indexed` (whether this layer scores, or reuses another's selection) are 1.0
-    or 0.0."""
+    or 0.0; `cold` is that of `ceilings.missed`."""
 
     shape: LatentShape
     index_heads: Any
@@ -92,6 +92,7 @@ class DsaModuleCall(Struct, frozen=True, kw_only=True):
     kv_bytes_per_element: Any
     fp8_weights: Any
     indexed: Any
+    cold: Any = 0.0
 
 
 def scored_pairs(call: DsaModuleCall) -> Any:
@@ -121,6 +122,7 @@ def seconds(call: DsaModuleCall, ceilings: Ceilings, parameters: Mapping[str, fl
         q_heads=call.q_heads,
         fp8_weights=call.fp8_weights,
         extra_elements=call.indexed * index_elements,
+        cold=call.cold,
         ceilings=ceilings,
         parameters=parameters,
     )

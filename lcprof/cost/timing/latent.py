@@ -13,7 +13,7 @@ from typing import Any
 from msgspec import Struct
 
 from lcprof import num
-from lcprof.cost.timing.ceilings import Ceilings
+from lcprof.cost.timing.ceilings import Ceilings, missed
 from lcprof.domain.calibration import Parameter
 
 
@@ -85,12 +85,13 @@ def projection_seconds(
     q_heads: Any,
     fp8_weights: Any,
     extra_elements: Any,
+    cold: Any,
     ceilings: Ceilings,
     parameters: Mapping[str, float],
 ) -> Any:
     """Time of the projections of `tokens` tokens and of what lies between them. `fp8_weights` is
     1.0 where weights are fp8, else 0.0; `extra_elements` are weight elements of projections that
-    not every such layer has (an indexer's)."""
+    not every such layer has (an indexer's); `cold` is that of `ceilings.missed`."""
     plain, expansion = projection_elements(shape, q_heads)
     plain = plain + extra_elements
     bf16 = ceilings.flops_per_s("bf16") * parameters["projection"]
@@ -98,9 +99,9 @@ def projection_seconds(
     rate = num.choose(fp8_weights > 0, fp8, bf16)
     compute = 2.0 * tokens * (plain / rate + expansion / bf16)
     weight_bytes = plain * (2.0 - fp8_weights) + expansion * 2.0
-    cold = 1.0 - num.exp(-(weight_bytes / ceilings.l2_bytes))
     bandwidth = ceilings.bandwidth_bytes_per_s
-    stream = weight_bytes * cold / (bandwidth * parameters["weights"])
+    read = weight_bytes * missed(weight_bytes, ceilings, cold)
+    stream = read / (bandwidth * parameters["weights"])
     widths = 2.0 * shape.hidden + q_heads * (shape.nope_dim + shape.rope_dim + shape.v_dim)
     between = parameters["passes"] * 2.0 * tokens * widths / bandwidth
     fixed = parameters["launch_s"] + fp8_weights * parameters["quantise_s"]

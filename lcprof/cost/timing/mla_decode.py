@@ -14,7 +14,7 @@ from typing import Any
 from msgspec import Struct
 
 from lcprof import num
-from lcprof.cost.timing.ceilings import Ceilings
+from lcprof.cost.timing.ceilings import Ceilings, missed
 from lcprof.cost.timing.family import Family
 from lcprof.domain.calibration import Parameter
 
@@ -37,7 +37,11 @@ PARAMETERS = {
         meaning="achieved part of peak FLOP/s, in tiles of 64 heads", start=0.6, low=0.01, high=1.2
     ),
     "cta_bytes_per_s": Parameter(
-        meaning="bytes/s that one CTA streams alone", start=6e10, low=2e9, high=4e11
+        meaning="bytes/s that one CTA streams alone",
+        start=6e10,
+        low=2e9,
+        high=4e11,
+        bandwidth=True,
     ),
     "cta_start_s": Parameter(
         meaning="start and end of a CTA's work on one sequence", start=2e-6, low=1e-8, high=5e-5
@@ -49,7 +53,7 @@ PARAMETERS = {
         high=1.0,
     ),
     "cold_s": Parameter(
-        meaning="time lost before streams run at full rate, once the cache exceeds L2",
+        meaning="time lost before streams run at full rate, where the L2 does not hold the cache",
         start=5e-6,
         low=1e-8,
         high=5e-5,
@@ -60,7 +64,8 @@ PARAMETERS = {
 class MlaDecodeCall(Struct, frozen=True, kw_only=True):
     """A decode step of `batch` sequences with `context_tokens` each, the new token included. Heads
     are one GPU's; `compute` is the dtype of the products; `splits` whether the kernel spreads one
-    sequence's tokens over SMs; `tile_heads` how many heads a CTA takes."""
+    sequence's tokens over SMs; `tile_heads` how many heads a CTA takes; `cold` is that of
+    `ceilings.missed`."""
 
     batch: Any
     q_heads: Any
@@ -69,6 +74,7 @@ class MlaDecodeCall(Struct, frozen=True, kw_only=True):
     compute: str
     splits: bool = True
     tile_heads: Any = HEADS_PER_TILE
+    cold: Any = 0.0
 
 
 def kv_bytes(call: MlaDecodeCall) -> Any:
@@ -102,7 +108,7 @@ def seconds(call: MlaDecodeCall, ceilings: Ceilings, parameters: Mapping[str, fl
     total = kv_bytes(call)
     stream = total / (ceilings.bandwidth_bytes_per_s * parameters["stream"])
     exposed = parameters["serial"] * num.smaller(stream, alone)
-    cold = parameters["cold_s"] * (1.0 - num.exp(-(total / ceilings.l2_bytes)))
+    cold = parameters["cold_s"] * missed(total, ceilings, call.cold)
     return parameters["launch_s"] + num.larger(stream, alone) + exposed + cold
 
 

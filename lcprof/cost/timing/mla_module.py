@@ -55,13 +55,17 @@ DECODE_PARAMETERS = {
         high=1.5,
     ),
     "cold_s": Parameter(
-        meaning="time lost before streams run at full rate, once the cache exceeds L2",
+        meaning="time lost before streams run at full rate, where the L2 does not hold the cache",
         start=1e-5,
         low=1e-7,
         high=5e-5,
     ),
     "cta_bytes_per_s": Parameter(
-        meaning="bytes/s that one CTA streams alone", start=1e11, low=5e9, high=4e11
+        meaning="bytes/s that one CTA streams alone",
+        start=1e11,
+        low=5e9,
+        high=4e11,
+        bandwidth=True,
     ),
 }
 
@@ -71,7 +75,7 @@ class MlaModuleCall(Struct, frozen=True, kw_only=True):
     them) or one token at `context_tokens`. `fp8_weights` is 1.0 or 0.0, `compute` the dtype of a
     decode step's attention, `kernel` a key of `prefill_attention.KERNELS`. A prompt's queries see
     `window_tokens` (0: all). The heads of `gathered` ranks share a decode step's attention, each
-    rank projecting its own."""
+    rank projecting its own. `cold` is that of `ceilings.missed`."""
 
     shape: LatentShape
     batch: Any
@@ -84,6 +88,7 @@ class MlaModuleCall(Struct, frozen=True, kw_only=True):
     kernel: str
     window_tokens: Any = 0.0
     gathered: Any = 1.0
+    cold: Any = 0.0
 
 
 def prefill_core(call: MlaModuleCall) -> prefill_attention.PrefillAttentionCall:
@@ -112,6 +117,7 @@ def decode_core(call: MlaModuleCall) -> mla_decode.MlaDecodeCall:
         context_tokens=call.context_tokens,
         kv_bytes_per_element=call.kv_bytes_per_element,
         compute=call.compute,
+        cold=call.cold,
     )
 
 
@@ -150,6 +156,7 @@ def _projections(call: MlaModuleCall, ceilings: Ceilings, parameters: Mapping[st
         q_heads=call.q_heads,
         fp8_weights=call.fp8_weights,
         extra_elements=0.0,
+        cold=call.cold,
         ceilings=ceilings,
         parameters=parameters,
     )

@@ -63,5 +63,8 @@ class Dense(KvStrategy, frozen=True, kw_only=True):
     def extra_work(self, stream: Stream) -> ExtraWork:
         return ExtraWork()
 
+    def products(self) -> str:
+        return "bf16"
+
     def element_bytes(self) -> float:
         return DTYPE_BYTES[self.dtype]

@@ -82,6 +82,11 @@ class Fp8(Quantised, frozen=True, kw_only=True):
     granularity: Granularity = "tensor"
     arguments: ClassVar[Mapping[str, Argument]] = SCALE_ARGUMENTS
 
+    def products(self) -> str:
+        """FlashAttention 3 quantises queries and probabilities too (arXiv:2407.08608, section
+        3.3)."""
+        return "fp8"
+
 
 class Int8(Quantised, frozen=True, kw_only=True):
     """int8, symmetric."""
@@ -91,6 +96,10 @@ class Int8(Quantised, frozen=True, kw_only=True):
     bits: int = 8
     granularity: Granularity = "token-head"
     arguments: ClassVar[Mapping[str, Argument]] = SCALE_ARGUMENTS
+
+    def products(self) -> str:
+        """INT-FlashAttention multiplies both products so (arXiv:2409.16997)."""
+        return "int8"
 
 
 class Int4(Quantised, frozen=True, kw_only=True):

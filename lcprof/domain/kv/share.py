@@ -35,6 +35,12 @@ class Share(KvStrategy, frozen=True, kw_only=True):
     latent: int = 0
     rope: int = 64
 
+    def undivided(self, mixer: Mixer | None) -> int:
+        """The query heads of a mixer that `kv_heads` would not divide evenly; 0 where it does."""
+        if not isinstance(mixer, GroupedAttention) or not 0 < self.kv_heads < mixer.kv_heads:
+            return 0
+        return mixer.q_heads if mixer.q_heads % self.kv_heads else 0
+
     def remake(self, mixer: Mixer) -> Mixer:
         inner = self.wrapped().remake(mixer)
         if not isinstance(inner, GroupedAttention):

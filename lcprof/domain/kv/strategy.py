@@ -136,6 +136,10 @@ class KvStrategy(Struct, frozen=True, kw_only=True):
         """Bytes of a K or V element without scales; sets what a collective moves."""
         return self.wrapped().element_bytes()
 
+    def products(self) -> str:
+        """The narrowest dtype that attention over this cache can multiply in."""
+        return self.wrapped().products()
+
     def chain(self) -> tuple[KvStrategy, ...]:
         """This strategy and what it wraps, innermost first."""
         return (*(self.inner.chain() if self.inner else ()), self)

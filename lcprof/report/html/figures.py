@@ -5,12 +5,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 from lcprof.report.screen import printable
-from lcprof.units import show_bytes, show_count, show_seconds, show_tokens
+from lcprof.units import (
+    show_bytes,
+    show_count,
+    show_params,
+    show_seconds,
+    show_short,
+    show_tokens,
+    show_usd,
+)
 
 NOTHING = "–"
 NOUGHT = 1e-3
@@ -32,26 +39,9 @@ def show(column: str, value: Any) -> str:
     return f"{value:,.10g}"
 
 
-def _short(value: float) -> str:
-    """Three digits, and never an exponent below a billion."""
-    return f"{float(f'{value:.3g}'):,.10g}"
-
-
 def _signed(value: float) -> str:
     """Three digits behind a sign; nought where there is next to nothing."""
-    return f"{'+' * (value > 0)}{_short(value)}" if abs(value) >= NOUGHT else "0"
-
-
-def _money(value: float) -> str:
-    """Dollars with three digits, and cents at least."""
-    if value >= 100:
-        return _short(value)
-    places = 2 if value >= 1 or value <= 0 else 2 - math.floor(math.log10(value))
-    return f"{float(f'{value:.3g}'):,.{places}f}"
-
-
-def _params(value: float) -> str:
-    return f"{_short(value / 1e9)} B" if value >= 1e9 else f"{_short(value / 1e6)} M"
+    return f"{'+' * (value > 0)}{show_short(value)}" if abs(value) >= NOUGHT else "0"
 
 
 def _counted(unit: str) -> Callable[[float], str]:
@@ -69,24 +59,24 @@ def _ends(*ends: str) -> Callable[[str], bool]:
 UNITS: tuple[tuple[Callable[[str], bool], Callable[[Any], str]], ...] = (
     (_ends("points"), lambda value: f"{value:,}"),
     (_ends("_error", "change"), lambda value: f"{_signed(value * 100)}%"),
-    (_ends("_over_floor", "_over_burst"), lambda value: f"x{_short(value)}"),
+    (_ends("_over_floor", "_over_burst"), lambda value: f"x{show_short(value)}"),
     (_ends("seconds_predicted", "seconds_measured", "seconds_low", "seconds_high"), show_seconds),
     (_within("bytes_per_s"), _counted("B/s")),
     (_within("flops_per_s"), _counted("FLOP/s")),
-    (_within("flops_per_byte"), _short),
-    (_within("share", "utilisation"), lambda value: f"{_short(value * 100)}%"),
-    (_ends("params"), _params),
+    (_within("flops_per_byte"), show_short),
+    (_within("share", "utilisation"), lambda value: f"{show_short(value * 100)}%"),
+    (_ends("params"), show_params),
     (_within("bytes"), show_bytes),
     (_within("flops"), _counted("FLOP")),
-    (_within("usd"), lambda value: f"${_money(value)}"),
-    (_ends("tokens_per_s", "tokens_per_s_per_gpu"), _short),
+    (_within("usd"), show_usd),
+    (_ends("tokens_per_s", "tokens_per_s_per_gpu"), show_short),
     (_ends("seconds", "_s"), show_seconds),
     (_ends("_tokens"), show_tokens),
     (_ends("_j"), _counted("J")),
     (_ends("_w", "_w_per_gpu"), lambda value: f"{value:,.0f} W"),
     (_ends("_hz"), _counted("Hz")),
     (_ends("_c"), lambda value: f"{value:,.0f} °C"),
-    (_ends("distance"), lambda value: f"x{_short(value)}"),
+    (_ends("distance"), lambda value: f"x{show_short(value)}"),
 )
 """What a column holds, by its name, and how that is worded; the first that applies."""
 

@@ -38,35 +38,41 @@
     const spaced = whole.replace(/\B(?=(\d{3})+$)/g, ",");
     return part === undefined ? spaced : `${spaced}.${part}`;
   };
+  // Three digits; of two that are as near the even one, as Python rounds.
+  const near = (value) => {
+    const [digits, power] = value.toExponential(40).split("e");
+    if (/^-?\d\.\d[02468]50*$/.test(digits)) return Number(`${digits.slice(0, digits.indexOf(".") + 3)}e${power}`);
+    return Number(value.toPrecision(3));
+  };
   const three = (value) => {
-    const near = Number(value.toPrecision(3));
-    if (Math.abs(near) >= 1000) return group(value.toFixed(0));
-    return near.toFixed(Math.abs(near) >= 100 ? 0 : Math.abs(near) >= 10 ? 1 : 2);
+    const rounded = near(value);
+    if (Math.abs(rounded) >= 1000) return group(value.toFixed(0));
+    return rounded.toFixed(Math.abs(rounded) >= 100 ? 0 : Math.abs(rounded) >= 10 ? 1 : 2);
   };
   const trimmed = (text) => (text.includes(".") ? text.replace(/\.?0+$/, "") : text);
   const plain = (value) => group(String(Number(value.toPrecision(10))));
-  const short = (value) => plain(Number(value.toPrecision(3)));
+  const short = (value) => plain(near(value));
   function money(value) {
     if (value >= 100) return short(value);
-    const places = value >= 1 || value <= 0 ? 2 : 2 - Math.floor(Math.log10(value));
-    return group(Number(value.toPrecision(3)).toFixed(places));
+    if (value >= 1 || value <= 0) return value.toFixed(2);
+    return near(value).toFixed(2 - Math.floor(Math.log10(value)));
   }
   const params = (value) => (value >= 1e9 ? `${short(value / 1e9)} B` : `${short(value / 1e6)} M`);
   function prefixed(value, unit) {
     const prefixes = ["", "k", "M", "G", "T", "P", "E", "Z"];
-    let near = Number(value.toPrecision(3));
+    let rounded = near(value);
     let power = 0;
-    while (Math.abs(near) >= 1000 && power < prefixes.length - 1) { near /= 1000; power += 1; }
+    while (Math.abs(rounded) >= 1000 && power < prefixes.length - 1) { rounded /= 1000; power += 1; }
     if (power === 0 && Number.isInteger(value)) return `${value} ${unit}`;
-    const size = Math.abs(near);
-    if (size > 1e-9 && size < 0.1) return `${near.toFixed(12).replace(/0+$/, "")} ${unit}`;
-    return `${three(near)} ${prefixes[power]}${unit}`;
+    const size = Math.abs(rounded);
+    if (size > 1e-9 && size < 0.1) return `${rounded.toFixed(12).replace(/0+$/, "")} ${unit}`;
+    return `${three(rounded)} ${prefixes[power]}${unit}`;
   }
   function seconds(value) {
-    const near = Number(Math.abs(value).toPrecision(3));
+    const rounded = near(Math.abs(value));
     const units = [[1e-3, "µs", 1e-6], [1, "ms", 1e-3], [600, "s", 1], [7200, "min", 60],
       [172800, "h", 3600], [Infinity, "d", 86400]];
-    const [, unit, size] = units.find(([limit, name]) => near < limit && (near || name === "s"));
+    const [, unit, size] = units.find(([limit, name]) => rounded < limit && (rounded || name === "s"));
     return `${trimmed(three(value / size))} ${unit}`;
   }
   function tokens(value) {

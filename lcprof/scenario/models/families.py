@@ -454,6 +454,7 @@ REFUSED: Final[Mapping[str, str]] = {
         ("zamba", "zamba2"),
         "layers with their own weights; attention blocks shared between layers are not modelled",
     ),
+    "jetmoe": "attention that every token runs whole; experts of attention are not modelled",
     **dict.fromkeys(
         ("phi4flash", "phi3small"),
         "a modelled attention; this model_type's own attention pattern is not modelled",

@@ -143,8 +143,8 @@ def dense_width(keys: Keys, family: Family, hidden: int, experts: Experts | None
         width = _number(keys, *_WIDTH) if experts is None else 0
     if keys.has("block_ff_dim") or keys.flag("block_auto_adjust_ff_dim"):
         width = _lfm2_width(keys, width)
-    if keys.values.get("model_type") == "qwen":
-        width //= 2  # Qwen-1 states the gate and up widths together
+    if keys.values.get("model_type") in ("qwen", "molmo"):
+        width //= 2  # both state the gate and up widths together
     return width
 
 

@@ -315,6 +315,11 @@ _PATTERN_KEYS: Final = (
 )  # fmt: skip
 
 
+QWEN_FULL_LAYERS: Final = 28
+"""Layers before the first window where the config does not say (transformers `Qwen2Config`,
+`max_window_layers`)."""
+
+
 def _windowed(keys: Keys, family: Family, full: LayerPlan, layers: int) -> list[LayerPlan]:
     key, value = keys.first("sliding_window", "sliding_window_size")
     flag = keys.flag("use_sliding_window", "use_swa")
@@ -329,7 +334,7 @@ def _windowed(keys: Keys, family: Family, full: LayerPlan, layers: int) -> list[
     if family.window == "flag":
         if not flag:
             return [full] * layers
-        start = layers if from_ is None else from_
+        start = QWEN_FULL_LAYERS if from_ is None else from_
         return [full if i < start else local for i in range(layers)]
     if isinstance(pattern, str):
         if not pattern or set(pattern) - {"L", "G"}:

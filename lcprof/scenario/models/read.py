@@ -57,8 +57,11 @@ _TELLING: Final = re.compile(
     r"|sparse_att|blocksparse|(^|_)index(er)?_|attn_type|attention_type|attention_layers"
     r"|attn_layer|latent|state_size|block_types?$|layer_types?$|(^|_)hybrid|local_att|global_att"
     r"|dilated|lightning|memory_|(^|_)hyena|delta_?net|block_configs|attn_chunk|attention_chunk"
-    r"|att_window|no_kv|kv_mirror|yoco|per_layer_config"
+    r"|att_window|no_kv|kv_mirror|yoco|per_layer_config|reuse|(^|_)sparse_config|(^|_)moba(_|$)"
+    r"|(^|_)nsa(_|$)|mixer_types?$|projection_size$|ut_steps|(^|_)n(um)?_?(loops?|recursions?)$"
+    r"|loop_count|recursion|parallel_attn_mlp|(^|_)use_residual$"
 )
+_EXPERTS: Final = re.compile(r"(^|_)(moe|experts?)(_|$)")
 _QUIET: Final = re.compile(
     r"^(add_cross_attention|cross_attention_hidden_size|chunk_size_feed_forward|layernorm_.*"
     r"|use_mamba_kernels|mamba_chunk_size|mlp_layer_types|is_hybrid.*|compression_config"
@@ -101,7 +104,7 @@ def read_config(config: Mapping[str, Any], *, name: str, where: str) -> ModelSha
     positions = read_positions(keys, rope)
     tied = _tied(keys, outer, family, known=known)
     extra, vectors = _outside_layers(keys, family, hidden, vocab, layers, positions)
-    _refuse_unread(keys, family)
+    _refuse_unread(keys, family, dense=builder.experts is None)
     keys.settle()
     return ModelShape(
         name=name,
@@ -409,7 +412,7 @@ def _outside_layers(
     return extra, vectors
 
 
-def _refuse_unread(keys: Keys, family: Family) -> None:
+def _refuse_unread(keys: Keys, family: Family, *, dense: bool) -> None:
     keys.ignore(*Q_HEADS, *_TEXT_PARTS)
     window = keys.values.get("sliding_window")
     if isinstance(window, int) and not 0 <= window <= TOKEN_LIMIT:
@@ -417,5 +420,12 @@ def _refuse_unread(keys: Keys, family: Family) -> None:
     for key, value in keys.unread():
         if family.recurrence and key.startswith(("mamba_", "ssm_", "linear_")):
             continue  # sizes of recurrent layers that this checkpoint has none of
-        if _TELLING.search(key.lower()) and not _QUIET.match(key.lower()):
-            keys.refuse(key, value, "no such entry; what it means for attention is not modelled")
+        name = key.lower()
+        if _TELLING.search(name) and not _QUIET.match(name):
+            keys.refuse(key, value, "no such entry; what it means is not modelled")
+        elif dense and _EXPERTS.search(name) and _counts(value):
+            keys.refuse(key, value, "no such entry; these experts are not modelled")
+
+
+def _counts(value: object) -> bool:
+    return value is True or isinstance(value, Mapping) or (isinstance(value, int) and value > 1)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from lcprof.domain.model import Rope
+from msgspec.structs import replace
+
+from lcprof.domain.model import SCALABLE, Rope
 from lcprof.scenario.models.families import Family
 from lcprof.scenario.models.keys import TOKEN_LIMIT, Keys, is_number
 
@@ -27,6 +29,35 @@ KINDS: Final[Mapping[str, str]] = {
 
 _NESTED: Final = ("full_attention", "compress", "global", "main")
 
+QWEN3_POSITIONS: Final = 40_960
+QWEN3_TRAINED: Final = 32_768
+"""Qwen3's cards: 32,768 tokens natively and 131,072 with YaRN, whose original length is 32,768;
+the 40,960 of max_position_embeddings add 8,192 for the answer."""
+
+DEFAULT_THETA: Final = 10_000.0
+"""RotaryEmbeddingConfigMixin.default_theta of transformers, where a config states none."""
+
+_THETAS: Final = ("rope_theta", "rotary_emb_base", "rope_freq_base", "rope_freq_constant")
+_LOCAL: Final = (
+    "rope_local_base_freq",
+    "local_rope_theta",
+    "swa_rope_theta",
+    "sliding_window_theta",
+    "compress_rope_theta",
+)
+_LOCAL_TYPES: Final = frozenset(
+    {"gemma3_text", "gemma3n_text", "step3p5", "step3p7", "step3p7_text", "mimo_v2_flash"}
+)
+_PARTLY: Final = frozenset(
+    {"glm4", "glm4_moe", "glm4v_text", "glm4v_moe_text", "gpt_neox", "minimax", "minimax_m1",
+     "minimax_m2", "minimax_m3", "minimax_text_01", "nemotron", "persimmon", "phi", "qwen3_5",
+     "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next", "stablelm"}
+)  # fmt: skip
+"""Model types whose library turns a part of each head where the config does not say which."""
+_MSCALED: Final = frozenset({"deepseek_v2", "deepseek_v3", "deepseek_v32", "kimi_k2"})
+"""Model types whose published ropes all state the mscale that attention's softmax scale needs."""
+_SECTIONED: Final = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+
 
 def read_rope(keys: Keys, family: Family) -> Rope:
     """The rope of the layers that see the whole context.
@@ -34,6 +65,27 @@ def read_rope(keys: Keys, family: Family) -> Rope:
     `rope_parameters` may hold one block for each layer type; the block of the full-attention
     (DeepSeek-V4: compressed) layers counts.
     """
+    rope = _read(keys, family)
+    if rope.kind not in SCALABLE:
+        return rope
+    key, stated = keys.first("rope_parameters", "rope_scaling")
+    block = dict(stated) if isinstance(stated, Mapping) else {}
+    if rope.theta is not None or not any(name in keys.values for name in _THETAS):
+        block.setdefault("rope_theta", rope.theta or DEFAULT_THETA)
+    part = _turned_part(keys)
+    if part is not None:
+        block.setdefault("partial_rotary_factor", part)
+    unsaid = _unsaid(keys, family, block)
+    return replace(
+        rope,
+        block={} if unsaid else block,
+        key=key or rope.key,
+        path=tuple(keys.prefix.split(".")[:-1]),
+        unsaid=unsaid,
+    )
+
+
+def _read(keys: Keys, family: Family) -> Rope:
     block = keys.section("rope_parameters", "rope_scaling")
     theta = _theta(keys)
     if block is not None:
@@ -53,7 +105,7 @@ def read_rope(keys: Keys, family: Family) -> Rope:
         )
         return Rope(kind="dual-chunk", theta=theta, original_positions=original)
     if block is None:
-        return Rope(kind="default", theta=theta)
+        return Rope(kind="default", theta=theta, original_positions=_trained(keys))
     kind = _kind(block, keys)
     original = block.maybe_count("original_max_position_embeddings", high=TOKEN_LIMIT)
     if original is None:
@@ -62,6 +114,8 @@ def read_rope(keys: Keys, family: Family) -> Rope:
     if factor is None and kind == "longrope" and original:
         claimed = keys.maybe_count("max_position_embeddings", high=TOKEN_LIMIT)
         factor = claimed / original if claimed else None
+    if kind == "default":
+        original = original or _trained(keys)
     return Rope(kind=kind, theta=theta, factor=factor or 1.0, original_positions=original)
 
 
@@ -87,8 +141,55 @@ def read_positions(keys: Keys, rope: Rope) -> int | None:
     return positions
 
 
+def _trained(keys: Keys) -> int | None:
+    """The length that an unscaled model was trained on, where the config claims more."""
+    claimed = keys.values.get("max_position_embeddings")
+    if keys.values.get("model_type") in {"qwen3", "qwen3_moe"} and claimed == QWEN3_POSITIONS:
+        return QWEN3_TRAINED
+    return None
+
+
+def _turned_part(keys: Keys) -> float | None:
+    """The part of each head that is turned, where the config says so."""
+    values = keys.values
+    for name in ("partial_rotary_factor", "rotary_pct", "rope_pct"):
+        part = values.get(name)
+        if is_number(part) and 0 < part <= 1:
+            return float(part)
+    turned, wide = values.get("rotary_dim"), values.get("head_dim")
+    return turned / wide if is_number(turned) and is_number(wide) and 0 < turned <= wide else None
+
+
+def _unsaid(keys: Keys, family: Family, block: Mapping[str, Any]) -> str:
+    """Why `block` alone does not tell the whole rope, or ""."""
+    model_type = keys.values.get("model_type")
+    if family.positions == "alibi":
+        return "its positions are ALiBi's slopes"
+    named = block.get("rope_type") or block.get("type")
+    if named is not None and not (isinstance(named, str) and named in KINDS):
+        return "its config names a scaling that is not known"
+    layered = any(isinstance(value, Mapping) for value in block.values())
+    thetas = any(isinstance(keys.values.get(name), list) for name in _THETAS)
+    if layered or thetas or model_type in _LOCAL_TYPES or keys.has(*_LOCAL):
+        return "its layer types have ropes of their own"
+    if model_type in _PARTLY and "partial_rotary_factor" not in block:
+        return "its config does not say which part of a head is turned"
+    if _names(block, "llama3") and not {"low_freq_factor", "high_freq_factor"} <= set(block):
+        return "its config does not say the bands of its llama3 rope"
+    if _names(block, "yarn") and model_type in _MSCALED and "mscale_all_dim" not in block:
+        return "its config does not say the mscale of its YaRN"
+    sectioned = isinstance(model_type, str) and model_type.startswith(_SECTIONED)
+    if sectioned and "mrope_section" not in block:
+        return "its config does not say the sections of its multimodal rope"
+    return ""
+
+
+def _names(block: Mapping[str, Any], kind: str) -> bool:
+    return kind in (block.get("rope_type"), block.get("type"))
+
+
 def _theta(keys: Keys) -> float | None:
-    key, value = keys.first("rope_theta", "rotary_emb_base", "rope_freq_base", "rope_freq_constant")
+    key, value = keys.first(*_THETAS)
     keys.ignore("rope_pct", "rotary_pct", "partial_rotary_factor", "rotary_dim")
     if isinstance(value, list) and value:
         value = value[0]

@@ -50,6 +50,25 @@ def test_products_and_experts(stack: str, gpu: object) -> None:
         check("moe", kernels.experts(stack, gpu, stored).variants)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("h200-sxm", ("vllm", "vllm_flash_attn_fa3 bf16 cache")),
+        ("b200", ("vllm", "flashinfer trtllm")),
+        ("b300", ("vllm", "flashinfer trtllm")),
+        ("rtx-5090", ("vllm", "vllm_flash_attn bf16 cache")),
+        ("a100-80gb-sxm", ("vllm", "vllm_flash_attn bf16 cache")),
+    ],
+)
+def test_generations_run_kernels_of_their_own(name: str, first: Variant) -> None:
+    deployment = Deployment(gpu=load_gpu(name, where="test"), stack="vllm")
+    found = kernels.step_attention(deployment, CACHES[0], grouped=True, windowed=False)
+    assert found[0] == first
+    if first[1].startswith("flashinfer"):
+        assert found[1] == ("trtllm", "torch_flow bf16 cache")
+        assert kernels.prompt_attention(deployment, CACHES[0]).kernel == "fmha"
+
+
 @pytest.mark.parametrize(("stack", "gpu"), PLACES, ids=lambda place: getattr(place, "name", place))
 def test_attention(stack: str, gpu: object) -> None:
     deployment = Deployment(gpu=gpu, stack=stack)  # type: ignore[arg-type]  # one of GPUS

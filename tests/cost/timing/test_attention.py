@@ -173,6 +173,13 @@ def test_a_large_cache_is_read_at_the_achieved_bandwidth() -> None:
     assert DECODE_ATTENTION.seconds(large, H200, quiet) == pytest.approx(expected, rel=0.02)
 
 
+def test_a_cache_that_the_l2_could_hold_is_cold_between_other_layers() -> None:
+    small = replace(STEP, batch=1.0, context_tokens=256.0)  # 1 MiB of an L2 of 50
+    alone = DECODE_ATTENTION.seconds(small, H200, DECODE)
+    between = DECODE_ATTENTION.seconds(replace(small, cold=1.0), H200, DECODE)
+    assert between - alone == pytest.approx(DECODE["cold_s"] * np.exp(-1 / 50), rel=1e-6)
+
+
 def test_a_step_takes_longer_the_more_it_reads() -> None:
     contexts = 2.0 ** np.arange(8, 24)
     call = replace(many(STEP, len(contexts)), context_tokens=contexts)

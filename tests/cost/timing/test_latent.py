@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,18 @@ def test_a_kernel_that_does_not_split_is_slow_on_one_sequence() -> None:
     one = replace(STEP, batch=1.0)
     whole = MLA_DECODE.seconds(replace(one, splits=False), H200, starts(MLA_DECODE))
     assert whole > 20 * MLA_DECODE.seconds(one, H200, starts(MLA_DECODE))
+
+
+def test_weights_that_the_l2_could_hold_are_read_between_other_layers() -> None:
+    p = starts(MLA_DECODE_MODULE)
+    step = replace(MODULE, query_tokens=1.0, context_tokens=1024.0, q_heads=4.0)
+    plain, expansion = projection_elements(DEEPSEEK_V3, 4.0)
+    weight_bytes = 2.0 * (plain + expansion)
+    held = math.exp(-weight_bytes / (50 * 2**20))
+    cache_held = math.exp(-1024 * 576 * 2 / (50 * 2**20))
+    saved = weight_bytes * held / (p["weights"] * 4.8e12) + p["cold_s"] * cache_held
+    cold = MLA_DECODE_MODULE.seconds(replace(step, cold=1.0), H200, p)
+    assert cold - MLA_DECODE_MODULE.seconds(step, H200, p) == pytest.approx(saved, rel=1e-6)
 
 
 def test_projections_have_deepseeks_weights() -> None:

@@ -194,6 +194,9 @@ def test_script_and_page_word_figures_alike(tab: chromium.Tab, pages: dict[str, 
         for value in values[:12]
     ]
     asked += [("bias_error", value) for value in (-1e-17, 2e-5, 0.0, 12.5)]
+    # Ties between two roundings, both ways.
+    asked += [("energy_j", 17450.0), ("energy_j", 17550.0), ("ttft_s", 0.25), ("total_bytes", 1125)]
+    asked += [("ttft_s", value) for value in (1.125, 10.25, 1025.0, 0.01025)]
     code = f"({json.dumps(asked)}).map(([name, value]) => window.lcprof.show(name, value))"
     assert tab.evaluate(code) == [show(name, value) for name, value in asked]
 
