@@ -33,8 +33,9 @@ def show(column: str, value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, str):
         return "\n".join(printable(line) for line in value.split("\n"))
+    quantity = column.removesuffix("_predicted").removesuffix("_measured")
     for found, words in UNITS:
-        if found(column):
+        if found(quantity):
             return words(value)
     return f"{value:,.10g}"
 
@@ -60,7 +61,7 @@ UNITS: tuple[tuple[Callable[[str], bool], Callable[[Any], str]], ...] = (
     (_ends("points"), lambda value: f"{value:,}"),
     (_ends("_error", "change"), lambda value: f"{_signed(value * 100)}%"),
     (_ends("_over_floor", "_over_burst"), lambda value: f"x{show_short(value)}"),
-    (_ends("seconds_predicted", "seconds_measured", "seconds_low", "seconds_high"), show_seconds),
+    (_ends("seconds_low", "seconds_high"), show_seconds),
     (_within("bytes_per_s"), _counted("B/s")),
     (_within("flops_per_s"), _counted("FLOP/s")),
     (_within("flops_per_byte"), show_short),

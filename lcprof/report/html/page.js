@@ -81,7 +81,8 @@
     if (value && value % 1024 === 0) return `${value / 1024}K`;
     return group(String(value));
   }
-  function show(column, value) {
+  function show(name, value) {
+    const column = name.replace(/_(predicted|measured)$/, "");
     if (value === null || value === undefined || value === "") return "–";
     if (typeof value === "boolean") return value ? "yes" : "no";
     if (typeof value === "string") return value;
@@ -91,7 +92,7 @@
       return Math.abs(percent) < 1e-3 ? "0%" : `${percent > 0 ? "+" : ""}${short(percent)}%`;
     }
     if (/_over_(floor|burst)$/.test(column)) return `x${short(value)}`;
-    if (/seconds_(predicted|measured|low|high)$/.test(column)) return seconds(value);
+    if (/seconds_(low|high)$/.test(column)) return seconds(value);
     if (column.includes("bytes_per_s")) return prefixed(value, "B/s");
     if (column.includes("flops_per_s")) return prefixed(value, "FLOP/s");
     if (column.includes("flops_per_byte")) return short(value);
