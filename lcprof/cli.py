@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from msgspec.structs import replace
 
 from lcprof import __version__
 from lcprof.errors import InputError, LcprofError, nearest
-from lcprof.flags import FILE_AXES, Asked, axis_options, flag_of, plan_asked
+from lcprof.flags import Asked, axis_options, flag_of, plan_asked
 
 if TYPE_CHECKING:
     from lcprof.domain.engine import Engine
+    from lcprof.measure.record import Record
     from lcprof.plan.row import Row
-    from lcprof.report.console import Answers
 
 FITS, BROKEN_PIPE, BAD_INPUT, NONE_FITS, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -40,7 +39,9 @@ REPORT_EPILOG = """\b
 Examples:
   lcprof report scenarios/smoke.yaml -o page.html
   lcprof report scenarios/smoke.yaml --kv fp8 --markdown
-Exit status: 0 when a row fits, 3 when none does, 2 for bad input."""
+  lcprof report runs/llama-cuda -o page.html
+  lcprof report scenarios/smoke.yaml runs/smoke-cpu
+Exit status: 0 when a row fits or a point was measured, 3 when none does or was, 2 for bad input."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -134,37 +135,44 @@ def plan(
         raise click.UsageError("--engine and --explain cannot be given together")
     if markdown and (as_json or explain is not None or engine is not None):
         raise click.UsageError("--markdown stands alone, without --json, --explain or --engine")
-    command = _command("plan", scenario, axes, settings, hypothetical=hypothetical)
-    serving = _engine(engine) if engine is not None else None
+    from lcprof.answers import engine_called, page_record
+    from lcprof.scenario.schema import COMBINATIONS_LIMIT
+
+    given = () if scenario is None else (scenario,)
+    command = _command("plan", given, axes, settings, hypothetical=hypothetical)
+    serving = engine_called(engine) if engine is not None else None
     column = explain or ""
     if serving is not None:
         axes["stack"] = axes["stack"] or (serving.name,)
-    asked = plan_asked(scenario, axes, settings, hypothetical=hypothetical)
+    asked = plan_asked(scenario, axes, settings, hypothetical=hypothetical, wide=True)
     rows = asked.rows
+    if as_json and asked.wide is not None:
+        expected = f"at most {COMBINATIONS_LIMIT:,} for --json; --csv FILE writes all"
+        raise InputError.one("--json", given=f"{asked.planned:,} rows", expected=expected)
 
     from lcprof.report import export
 
     if csv_path:
-        export.write_text(csv_path, export.csv_text(rows), where="--csv")
+        _write_rows(asked, csv_path)
     if html_path:
         whole = shlex.join([*command, "--html", html_path])
-        _write_page(_report_record(asked, whole, ""), html_path, where="--html")
+        _write_page(page_record(asked, (), whole), html_path, where="--html")
     if as_json:
         print(export.json_text(rows, _engine_records(rows, serving)))
     elif explain is not None:
         _print_explanations(rows, column)
     elif markdown:
-        _print_markdown(asked)
+        _print_markdown(asked, ())
     else:
         _print_page(asked, serving)
-    return FITS if any(row.estimate.fits for row in rows) else NONE_FITS
+    return FITS if asked.fitting else NONE_FITS
 
 
 @cli.command(epilog=REPORT_EPILOG)
-@click.argument("source", metavar="SCENARIO.yaml|RECORD.json")
+@click.argument("sources", nargs=-1, required=True, metavar="SCENARIO.yaml|RUN...|RECORD.json")
 @axis_options
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="any scenario key")
-@click.option("-o", "--to", metavar="PAGE", help="SCENARIO.html by default")
+@click.option("-o", "--to", metavar="PAGE", help="named after the first source by default")
 @click.option("--open", "opened", is_flag=True, help="show the page in a browser")
 @click.option("--csv", "as_csv", is_flag=True, help="also write each table, to PAGE-tables/")
 @click.option("--record", "record_path", metavar="FILE", help="also write what rebuilds the page")
@@ -172,7 +180,7 @@ def plan(
 @click.option("--markdown", is_flag=True, help="print Markdown in place of writing a page")
 @click.option("--hypothetical", is_flag=True, help="times even of what does not fit")
 def report(
-    source: str,
+    sources: tuple[str, ...],
     settings: tuple[str, ...],
     to: str | None,
     opened: bool,
@@ -183,38 +191,78 @@ def report(
     hypothetical: bool,
     **axes: tuple[str, ...],
 ) -> int:
-    """Write the page of a plan: one HTML file that opens offline, for a capacity review.
+    """Write the page of a plan, of runs, or of both: one HTML file that opens offline.
 
-    Of a record that --record wrote, the same page is built again without planning.
+    RUN is a folder that `lcprof measure` wrote, or its record. Of a RECORD.json that --record
+    wrote, the same page is built again without planning.
     """
+    from lcprof.answers import page_record
+    from lcprof.measure.record import read_record as read_run
     from lcprof.report import export
     from lcprof.report.html.record import read_record, table_csv, write_record
 
-    if source.endswith(".json"):
-        if markdown or settings or any(axes.values()):
-            raise click.UsageError("a record is built as it is; flags need its scenario")
-        record = read_record(Path(source))
+    scenario, runs, built = _sorted_sources(sources)
+    flagged = bool(settings or any(axes.values()))
+    if built is not None and (markdown or flagged):
+        raise click.UsageError("a record is built as it is; flags need its scenario")
+    if scenario is None and built is None and flagged:
+        raise click.UsageError("a run is shown as it was measured; flags need a scenario")
+    asked = None
+    if built is not None:
+        record = read_record(Path(built))
     else:
-        command = _command("report", source, axes, settings, hypothetical=hypothetical)
-        asked = plan_asked(source, axes, settings, hypothetical=hypothetical)
+        command = _command("report", sources, axes, settings, hypothetical=hypothetical)
+        measured = [read_run(run) for run in runs]
+        if scenario is not None:
+            asked = plan_asked(scenario, axes, settings, hypothetical=hypothetical, wide=True)
         if markdown:
-            _print_markdown(asked)
-            return FITS if any(row.estimate.fits for row in asked.rows) else NONE_FITS
-        record = _report_record(asked, shlex.join(command), date)
-    page = to or f"{Path(source).stem}.html"
-    _write_page(record, page, where="--to")
+            return _print_markdown(asked, measured)
+        record = page_record(asked, measured, shlex.join(command), date)
+    page = to or f"{Path(sources[0]).absolute().stem}.html"
+    _write_page(record, page, where="--to", source=built)
     if record_path:
         export.write_text(record_path, write_record(record), where="--record")
     if as_csv:
         folder = Path(f"{page.removesuffix('.html')}-tables")
         tables = {f"{name}.csv": table_csv(table) for name, table in record["tables"].items()}
         export.write_folder(folder, tables, where="--csv")
+        if asked is not None:
+            _write_rows(asked, str(folder / "plan.csv"))
     print(page)
     if opened:
         import webbrowser
 
         webbrowser.open(Path(page).resolve().as_uri())
-    return FITS if record["tables"]["about"]["columns"]["rows_fitting"][0] else NONE_FITS
+    return FITS if _says_yes(record["tables"]) else NONE_FITS
+
+
+def _sorted_sources(sources: Sequence[str]) -> tuple[str | None, list[Path], str | None]:
+    """The scenario, the runs and the record of a page among what was given. Raises InputError."""
+    scenarios: list[str] = []
+    runs: list[Path] = []
+    built: list[str] = []
+    for source in sources:
+        path = Path(source)
+        if path.suffix == ".json":
+            built.append(source)
+        elif path.suffix == ".jsonl" or path.is_dir():
+            runs.append(path)
+        else:
+            scenarios.append(source)
+    if built and len(sources) > 1:
+        expected = "a RECORD.json alone, since it holds a whole page"
+        raise InputError.one("lcprof report", given=" ".join(sources), expected=expected)
+    if len(scenarios) > 1:
+        expected = "one scenario at most, and runs (folders, or their record.jsonl)"
+        raise InputError.one("lcprof report", given=" ".join(scenarios), expected=expected)
+    return next(iter(scenarios), None), runs, next(iter(built), None)
+
+
+def _says_yes(tables: Mapping[str, Any]) -> bool:
+    """Whether a page's answer is yes: a row fits or, of runs alone, a point was measured."""
+    if "rows" in tables:
+        return bool(tables["about"]["columns"]["rows_fitting"][0])
+    return any(tables["runs"]["columns"]["measured"])
 
 
 @cli.command()
@@ -296,12 +344,6 @@ def _print_explanations(rows: Sequence[Row], column: str) -> None:
         screen.show(explanation_page(row, chosen, titled=len(rows) > 1))
 
 
-def _engine(name: str) -> Engine:
-    from lcprof.scenario.engines import load_engine
-
-    return load_engine(name, where="--engine")
-
-
 def _engine_records(rows: Sequence[Row], engine: Engine | None) -> list[dict[str, Any]]:
     if engine is None:
         return []
@@ -311,11 +353,21 @@ def _engine_records(rows: Sequence[Row], engine: Engine | None) -> list[dict[str
 
 
 def _print_page(asked: Asked, engine: Engine | None) -> None:
+    from lcprof.answers import answers_of
     from lcprof.report.console import row_label, show_plan, subject
     from lcprof.report.screen import Screen
 
     screen = Screen(sys.stdout)
     row = subject(asked.rows)
+    if asked.wide is not None:
+        screen.paste(
+            [
+                f"{asked.planned:,} rows were planned, {asked.fitting:,} fit. Below are "
+                f"{len(asked.rows)} of them: the first,",
+                "the best of each kind, and those that rank first. --csv FILE writes all.",
+                "",
+            ]
+        )
     show_plan(asked.rows, answers_of(row, asked), asked.question, screen)
     if engine is not None:
         from lcprof.report.engine import engine_answer, show_engine
@@ -326,121 +378,75 @@ def _print_page(asked: Asked, engine: Engine | None) -> None:
         show_engine(engine_answer(row, engine), screen, label)
 
 
+def _write_rows(asked: Asked, path: str) -> None:
+    """Every planned row as CSV."""
+    from lcprof.report import export
+
+    if asked.wide is None:
+        export.write_text(path, export.csv_text(asked.rows), where="--csv")
+    else:
+        from lcprof.plan.wide import frames
+
+        export.write_frames(path, frames(asked.wide), where="--csv")
+
+
+def _write_page(
+    record: Mapping[str, Any], path: str, *, where: str, source: str | None = None
+) -> None:
+    from lcprof.report import export
+    from lcprof.report.html.page import html_page
+
+    try:
+        page = html_page(record)
+    except (LookupError, TypeError, ValueError, ArithmeticError):
+        # Only a record from a file can lack a column or hold a value of another kind.
+        if source is None:
+            raise
+        expected = "a record that lcprof report wrote, with all its columns"
+        raise InputError.one(source, given="a damaged table", expected=expected) from None
+    export.write_text(path, page, where=where)
+
+
+def _print_markdown(asked: Asked | None, runs: Sequence[Record]) -> int:
+    """Prints a plan, runs, or both; the exit status says whether a row fits or, of runs alone, a
+    point was measured."""
+    from lcprof.report.screen import Screen
+
+    parts, good = [], False
+    if asked is not None:
+        from lcprof.answers import answers_of
+        from lcprof.plan.study import chosen
+        from lcprof.report.markdown import markdown_page
+
+        row = chosen(asked.rows)
+        answers = answers_of(row, asked)
+        parts.append(markdown_page(asked.rows, answers, asked.question, asked.planned))
+        good = bool(row.estimate.fits)
+    if runs:
+        from lcprof.report.run_markdown import run_markdown
+
+        parts.append(run_markdown(runs))
+        rows = [row for run in runs for row in run.rows.values()]
+        good = good or (asked is None and any(row.status == "measured" for row in rows))
+    Screen(sys.stdout).paste("\n".join(parts).splitlines())
+    return FITS if good else NONE_FITS
+
+
 def _command(
     name: str,
-    source: str | None,
+    sources: Sequence[str],
     axes: Mapping[str, tuple[str, ...]],
     settings: tuple[str, ...],
     *,
     hypothetical: bool,
 ) -> list[str]:
-    """The words that plan the same again."""
-    words = ["lcprof", name, *([source] if source is not None else [])]
+    """The words that plan or show the same again."""
+    words = ["lcprof", name, *sources]
     words += [
         word for key, texts in axes.items() for text in texts for word in (flag_of(key), text)
     ]
     words += [word for setting in settings for word in ("--set", setting)]
     return [*words, "--hypothetical"] if hypothetical else words
-
-
-def _report_record(asked: Asked, command: str, date: str) -> dict[str, Any]:
-    """The record of a page: the row to decide on, what to change, how engines would serve it."""
-    from lcprof.domain.engine import ENGINES
-    from lcprof.plan.study import GRID_GPUS, chosen
-    from lcprof.report.engine import engine_answer
-    from lcprof.report.html import record
-    from lcprof.scenario.gpus import load_gpu
-
-    row = chosen(asked.rows)
-    about = record.Asked(question=asked.question, note=asked.note, command=command, date=date)
-    engines = [engine_answer(row, _engine(name)) for name in ENGINES]
-    gpus = [load_gpu(name, where="lcprof report") for name in GRID_GPUS]
-    return record.record_of(asked.rows, answers_of(row, asked), engines, gpus, about)
-
-
-def _write_page(record: Mapping[str, Any], path: str, *, where: str) -> None:
-    from lcprof.report import export
-    from lcprof.report.html.page import html_page
-
-    export.write_text(path, html_page(record), where=where)
-
-
-def _print_markdown(asked: Asked) -> None:
-    from lcprof.plan.study import chosen
-    from lcprof.report.markdown import markdown_page
-    from lcprof.report.screen import Screen
-
-    row = chosen(asked.rows)
-    text = markdown_page(asked.rows, answers_of(row, asked), asked.question)
-    Screen(sys.stdout).paste(text.splitlines())
-
-
-def answers_of(row: Row, asked: Asked) -> Answers:
-    """What a page says of a row besides its columns; the offers as flags that can be pasted."""
-    from lcprof.plan.crossover import attention_crossover_tokens, kv_crossover_tokens
-    from lcprof.plan.tries import fewest_gpus, tries
-    from lcprof.report.console import Answers, Offer
-
-    breaks, grows = _first_to_break(row)
-    offers = [
-        Offer(flags=_flags(each.row, row, asked), why=each.why, row=each.row) for each in tries(row)
-    ]
-    return Answers(
-        row=row,
-        offers=offers,
-        fewest=fewest_gpus(row.case),
-        breaks=breaks,
-        grows=grows,
-        attention_crossover_tokens=attention_crossover_tokens(row.case),
-        kv_crossover_tokens=kv_crossover_tokens(row.case),
-    )
-
-
-def _flags(offer: Row, row: Row, asked: Asked) -> str:
-    """The flags that make `offer` of `row` when they follow the command as it was given: what
-    differs, and of several rows also what picks this one."""
-    from lcprof.plan.row import case_columns
-    from lcprof.report.table import varying
-
-    named = {f"{key}_tokens": key for key in ("context", "output", "prefix", "chunk", "page")}
-    named |= {"price_usd_per_gpu_hour": "price", "power_limit_w": "power_limit"}
-    old, new = case_columns(row.case), case_columns(offer.case)
-    pinned = set(varying(asked.rows)) if len(asked.rows) > 1 else set()
-    others = new["pp"] * new["cp"] * new["dp"]
-    flags: list[str] = []
-    for column, value in new.items():
-        key = named.get(column, column)
-        if value == old[column] and (column not in pinned or not _sayable(key, value)):
-            continue
-        if key == "tp" and "tp" not in asked.keys and value * others == new["gpus"]:
-            continue
-        text = f"{value:.10g}" if isinstance(value, float) else str(value)
-        flags.append(f"{flag_of(key)} {shlex.quote(text)}")
-    return " ".join(flags)
-
-
-def _sayable(key: str, value: Any) -> bool:
-    """Whether a flag can name what a row shows: not a model or GPU from a file or written out."""
-    from lcprof.scenario.gpus import gpu_names
-    from lcprof.scenario.models import model_names
-
-    return key not in FILE_AXES or value in (model_names() if key == "model" else gpu_names())
-
-
-def _first_to_break(row: Row) -> tuple[str, str]:
-    """What runs out, and of which growth: none for a plan that does not fit as it is."""
-    from lcprof.plan.row import plan_case
-
-    if not row.estimate.fits:
-        return row.estimate.limited_by, ""
-    workload = row.case.workload
-    if row.max_context_tokens is not None:
-        grown = replace(workload, context_tokens=row.max_context_tokens + 1)
-        return plan_case(replace(row.case, workload=grown)).estimate.limited_by, "the context"
-    if row.max_concurrency is not None:
-        grown = replace(workload, concurrency=row.max_concurrency + 1)
-        return plan_case(replace(row.case, workload=grown)).estimate.limited_by, "the batch"
-    return "", ""
 
 
 def _catalog_list(kind: str, screen: Any, *, titled: bool) -> list[Any]:

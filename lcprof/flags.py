@@ -15,7 +15,10 @@ from msgspec.structs import replace
 from lcprof.errors import Fault, InputError, shown
 
 if TYPE_CHECKING:
+    from lcprof.domain.case import Case
     from lcprof.plan.row import Row
+    from lcprof.plan.wide import Wide
+    from lcprof.scenario.schema import Scenario
 
 AXES: dict[str, tuple[str, str]] = {
     "model": ("NAME", "catalog name, config.json, its folder, or a Hub id"),
@@ -42,6 +45,8 @@ AXES: dict[str, tuple[str, str]] = {
 }
 """The scenario keys that have a flag of their own: metavar and help."""
 FILE_AXES = ("model", "gpu")
+KEPT = 40
+"""Rows of a wide plan that are shown."""
 PROMPT_KEYS = ("video", "audio", "code", "text")
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -62,12 +67,25 @@ def axis_options(command: F) -> F:
 
 class Asked(Struct, frozen=True, kw_only=True):
     """The rows that file and flags ask for, the file's question and note, and the scenario keys
-    given."""
+    given. Of more rows than are held, `wide` has planned all and `rows` are those it kept."""
 
     rows: list[Row]
     question: str
     note: str = ""
     keys: frozenset[str]
+    wide: Wide | None = None
+
+    @property
+    def planned(self) -> int:
+        """How many rows were planned."""
+        return len(self.rows) if self.wide is None else self.wide.planned
+
+    @property
+    def fitting(self) -> int:
+        """How many of them fit."""
+        if self.wide is not None:
+            return self.wide.fitting
+        return sum(bool(row.estimate.fits) for row in self.rows)
 
 
 def plan_asked(
@@ -76,12 +94,12 @@ def plan_asked(
     settings: tuple[str, ...],
     *,
     hypothetical: bool = False,
+    wide: bool = False,
 ) -> Asked:
-    """Reads, expands and plans. Raises InputError with every fault."""
-    from lcprof.plan.row import plan_cases
-    from lcprof.scenario.cases import expand
+    """Reads, expands and plans; `wide` allows for more rows than are held. Raises InputError with
+    every fault."""
     from lcprof.scenario.files import place, read_yaml
-    from lcprof.scenario.schema import read_scenario
+    from lcprof.scenario.schema import COMBINATIONS_LIMIT, WIDE_LIMIT, read_scenario
 
     changes, places = _changes(axes, settings)
     path = Path(scenario) if scenario is not None else None
@@ -90,19 +108,46 @@ def plan_asked(
     base = path.parent if path else None
     if isinstance(data, Mapping):
         data = _changed(_without_other_prompt(data, changes), changes, places)
+    most = WIDE_LIMIT if wide else COMBINATIONS_LIMIT
+
+    def expanded(scenario: Scenario) -> list[Case]:
+        from lcprof.scenario.cases import expand
+
+        cases = expand(scenario, where=where, places=places, base=base)
+        return [replace(case, hypothetical=True) for case in cases] if hypothetical else cases
+
     try:
-        read = read_scenario(data, where=where, places=places, base=base)
-        cases = expand(read, where=where, places=places, base=base)
+        read = read_scenario(data, where=where, places=places, base=base, most=most)
+        return replace(_planned(read, expanded), keys=frozenset(data))
     except InputError as error:
         raise InputError(map(_with_flag, error.faults)) from None
-    if hypothetical:
-        cases = [replace(case, hypothetical=True) for case in cases]
-    return Asked(
-        rows=plan_cases(cases),
-        question=read.question,
-        note=read.note,
-        keys=frozenset(data),
-    )
+
+
+def _planned(read: Scenario, expanded: Callable[[Scenario], list[Case]]) -> Asked:
+    """The rows of a scenario; those of many are planned as arrays, kind by kind."""
+    from lcprof.plan.row import plan_cases
+    from lcprof.scenario.schema import COMBINATIONS_LIMIT, combinations
+
+    asked = Asked(rows=[], question=read.question, note=read.note, keys=frozenset())
+    if combinations(read) <= COMBINATIONS_LIMIT:
+        return replace(asked, rows=plan_cases(expanded(read)))
+    from lcprof.plan.wide import plan_wide
+
+    # The shortest context stands for all: only a prefix is held against it.
+    alone: dict[str, Any] = {"concurrency": read.concurrency[:1]}
+    if read.context is not None:
+        alone["context"] = (min(read.context),)
+    kinds = replace(read, **alone)
+    if (count := combinations(kinds)) > COMBINATIONS_LIMIT:
+        raise InputError.one(
+            "scenario",
+            given=f"{count:,} combinations beside context and concurrency",
+            expected=f"at most {COMBINATIONS_LIMIT:,}",
+        )
+    cases = expanded(kinds)
+    contexts, sequences = map(float, read.context or ()), map(float, read.concurrency)
+    found = plan_wide(cases, list(contexts), list(sequences), KEPT)
+    return replace(asked, rows=found.rows, wide=found)
 
 
 def _changes(

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VOID = {"meta", "link", "input", "br", "img"}
 SCALES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18, "Z": 1e21}
 TIMES = {"µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-NUMBER = re.compile(r"(-?)(\$|x)?([\d,]+)(?:\.(\d+))?\s?(.*)", re.DOTALL)
+NUMBER = re.compile(r"([+-]?)(\$|x)?([\d,]+)(?:\.(\d+))?\s?(.*)", re.DOTALL)
 
 
 def built(folder: Path, *arguments: str) -> tuple[Path, dict[str, Any]]:
@@ -38,7 +38,8 @@ def columns(table: Mapping[str, Any]) -> dict[str, list[Any]]:
 
 def scale_of(column: str, unit: str) -> float:
     """What a unit that a page shows multiplies by."""
-    if unit in TIMES and (column.endswith(("_s", "seconds"))) and "per_s" not in column:
+    timed = column.endswith(("_s", "seconds")) or column.startswith("seconds_")
+    if unit in TIMES and timed and "per_s" not in column:
         return TIMES[unit]
     if column.endswith("_tokens") and unit in ("K", "M"):
         return {"K": 1024.0, "M": 1024.0**2}[unit]
@@ -46,7 +47,9 @@ def scale_of(column: str, unit: str) -> float:
         return {"B": 1e9, "M": 1e6}[unit]
     if unit == "%":
         return 0.01
-    for known in ("B/s", "FLOP/s", "FLOP", "B", "J", "W"):
+    if unit == "°C":
+        return 1.0
+    for known in ("B/s", "FLOP/s", "FLOP", "Hz", "B", "J", "W"):
         if unit.endswith(known) and unit.removesuffix(known) in SCALES:
             return SCALES[unit.removesuffix(known)]
     assert not unit, (column, unit)
@@ -66,9 +69,31 @@ def says(text: str, column: str, value: Any) -> bool:
     sign, _, whole, part, unit = found.groups(default="")
     scale = scale_of(column, unit)
     shown = float(f"{sign}{whole.replace(',', '')}.{part or 0}") * scale
-    slack = 0.501 * 10.0 ** -len(part) * scale
+    # Rounded to three digits first, then to as many as are shown.
+    slack = 0.551 * 10.0 ** -len(part) * scale
     three_digits = abs(shown) * 0.00501
     return abs(shown - value) <= max(slack if part or abs(shown) < 1000 else 0.0, three_digits)
+
+
+def assert_figures(html: str, record: Mapping[str, Any], least: int) -> None:
+    """Holds every figure of a page to the table it names, `least` of them at least; what stands
+    outside of one must be in words alone."""
+    tables = {name: columns(table) for name, table in record["tables"].items()}
+    axes = record["tables"].get("grid_steps", {"axes": {"label": [], "gpu": []}})["axes"]
+    checked = 0
+    for text, place, tag in Words(html).found:
+        if place is not None:
+            table, column, row = place
+            value = tables[table][column][row]
+            assert says(text, column, value), (text, place, value)
+            checked += 1
+        elif tag == "title":
+            assert text == tables["about"]["title"][0]
+        elif tag == "option":
+            assert text in axes["label"] + axes["gpu"]
+        else:
+            assert not re.search(r"\d", text), f"{text!r} names no table"
+    assert checked >= least
 
 
 class Words(HTMLParser):

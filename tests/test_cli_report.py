@@ -7,8 +7,10 @@ import shlex
 from pathlib import Path
 
 import pytest
+from measuring import GPU, gpu_rows, row, written
 
 from lcprof.cli import main
+from lcprof.measure.row import Measured
 
 ROOT = Path(__file__).resolve().parent.parent
 SMOKE = str(ROOT / "scenarios" / "smoke.yaml")
@@ -79,6 +81,11 @@ def test_what_does_not_fit_has_a_page_and_status_3(capsys: Output) -> None:
         (["report", SMOKE, "-o", "no/such/folder/page.html"], "--to"),
         (["report", SMOKE, "--record", "no/such/folder/r.json"], "--record"),
         (["report", SMOKE, "--kv", "nonsense"], "--kv"),
+        (["report", SMOKE, "other.yaml"], "one scenario at most"),
+        (["report", "old.json", "run"], "a RECORD.json alone"),
+        (["report", ".", "--kv", "fp8"], "flags need a scenario"),
+        (["report", "."], "record.jsonl"),
+        (["report", "absent.jsonl"], "absent.jsonl"),
         (["report", "old.json", "--kv", "fp8"], "flags need its scenario"),
         (["plan", SMOKE, "--html", "no/such/folder/page.html"], "--html"),
     ],
@@ -102,3 +109,34 @@ def test_open_shows_the_page(monkeypatch: pytest.MonkeyPatch, capsys: Output) ->
     assert main(["report", SMOKE, "--open"]) == 0
     assert shown == [Path("smoke.html").resolve().as_uri()]
     capsys.readouterr()
+
+
+def test_a_run_is_a_page_named_after_it(capsys: Output) -> None:
+    written(Path("h200"), gpu_rows(), **GPU)
+    assert main(["report", "h200", "--csv"]) == 0
+    assert capsys.readouterr().out == "h200.html\n"
+    assert command_of("h200.html") == "lcprof report h200"
+    assert Path("h200-tables/points.csv").read_text().count("\n") == 36
+    assert main(["report", "h200/record.jsonl", "-o", "same.html"]) == 0
+    pages = [Path(name).read_text(encoding="utf-8") for name in ("h200.html", "same.html")]
+    assert pages[0] == pages[1].replace("h200/record.jsonl", "h200")
+    capsys.readouterr()
+
+
+def test_without_a_measurement_the_answer_is_no(capsys: Output) -> None:
+    lost = row("a", status="lost", reason="gone", measured=Measured())
+    written(Path("lost"), [lost])
+    assert main(["report", "lost"]) == 3
+    assert main(["report", "lost", "--markdown"]) == 3
+    # Of both, the plan's answer counts.
+    assert main(["report", SMOKE, "lost", "-o", "both.html"]) == 0
+    assert "Fits." in Path("both.html").read_text(encoding="utf-8")
+    capsys.readouterr()
+
+
+def test_markdown_of_a_plan_and_a_run(capsys: Output) -> None:
+    written(Path("h200"), gpu_rows(), **GPU)
+    assert main(["report", SMOKE, "h200", "--markdown"]) == 0
+    text = capsys.readouterr().out
+    assert text.index("**Fits**") < text.index("38 of 46 points measured on NVIDIA H200")
+    assert not Path("smoke.html").exists()

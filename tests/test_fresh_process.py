@@ -43,6 +43,12 @@ def test_importing_the_package_loads_nothing_of_it() -> None:
     assert not modules & {"msgspec", "yaml", "click", "rich"}
 
 
+def test_a_plan_from_python_loads_no_heavy_library() -> None:
+    modules = loaded("import lcprof\nlcprof.plan_scenario('scenarios/smoke.yaml')[0].columns()")
+    assert "lcprof.plan.row" in modules
+    assert not modules & (HEAVY | SLOW)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

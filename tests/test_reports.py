@@ -7,9 +7,12 @@ import re
 import struct
 import subprocess
 import sys
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 
 import pytest
+from measuring import GPU, gpu_rows, written
 
 from lcprof.report.html.page import html_page
 from lcprof.report.html.record import read_record
@@ -43,6 +46,23 @@ def test_pages_are_those_of_their_records(record: Path) -> None:
     page = record.with_name("page.html").read_bytes()
     assert html_page(read_record(record)).encode() == page, "run scripts/rebuild-reports"
     assert len(page) < 2_000_000
+
+
+def test_the_record_of_a_run_becomes_a_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loader = SourceFileLoader("rebuild", str(ROOT / "scripts" / "rebuild-reports"))
+    script = module_from_spec(spec_from_loader("rebuild", loader))
+    loader.exec_module(script)
+    monkeypatch.setattr(script, "ROOT", tmp_path)
+    monkeypatch.setattr(script, "REPORTS", {})
+    monkeypatch.setattr(sys, "argv", ["rebuild-reports"])
+    folder = written(tmp_path / "reports" / "h200-kernels", gpu_rows(), **GPU)
+    assert script.main() == 1
+    assert capsys.readouterr().out == "reports/h200-kernels/page.html changed\n"
+    page = (folder / "page.html").read_text(encoding="utf-8")
+    assert "lcprof report reports/h200-kernels" in page
+    assert script.main() == 0
 
 
 def test_every_page_is_pictured() -> None:

@@ -77,7 +77,7 @@ def residuals(rows: Iterable[Row]) -> list[Residual]:
         told, got = row.predicted, row.measured
         for metric, field, column in METRICS:
             predicted, measured = getattr(told, field), getattr(got, column)
-            if metric == "flops" and (got.tensor_utilisation or 1.0) < LEAST_TENSOR:
+            if error_of(row, metric, predicted, measured) is None:
                 continue
             inside = None
             if metric == "seconds" and told.low is not None and told.high is not None and measured:
@@ -88,6 +88,18 @@ def residuals(rows: Iterable[Row]) -> list[Residual]:
     return sorted(found, key=lambda each: (each.metric == FLOOR, -abs(each.error)))
 
 
+def error_of(
+    row: Row, metric: str, predicted: float | None, measured: float | None
+) -> float | None:
+    """predicted / measured - 1; None where one is lacking, and for FLOPs where tensor cores hardly
+    work."""
+    if not predicted or not measured:
+        return None
+    if metric == "flops" and (row.measured.tensor_utilisation or 1.0) < LEAST_TENSOR:
+        return None
+    return predicted / measured - 1.0
+
+
 def _residual(
     row: Row,
     metric: str,
@@ -96,7 +108,8 @@ def _residual(
     basis: str,
     inside: bool | None,
 ) -> list[Residual]:
-    if not predicted or not measured:
+    error = error_of(row, metric, predicted, measured)
+    if error is None or not predicted or not measured:
         return []
     return [
         Residual(
@@ -106,7 +119,7 @@ def _residual(
             metric=metric,
             predicted=predicted,
             measured=measured,
-            error=predicted / measured - 1.0,
+            error=error,
             held_out=row.predicted.held_out,
             basis=basis,
             inside=inside,
@@ -146,11 +159,15 @@ def changes(first: Record, second: Record) -> list[Change]:
 def differences(first: Record, second: Record) -> list[Difference]:
     """What was not the same where two runs took place."""
     return [
-        Difference(condition=name, first=str(before), second=str(after))
+        Difference(condition=name, first=_told(before), second=_told(after))
         for name in CONDITIONS
         for before, after in [(getattr(first.provenance, name), getattr(second.provenance, name))]
         if before != after
     ]
+
+
+def _told(value: object) -> str:
+    return "" if value is None else str(value)
 
 
 def only_in(first: Record, second: Record) -> list[str]:

@@ -9,16 +9,21 @@ from typing import Any
 
 from msgspec.structs import asdict
 
-from lcprof.compare.residuals import METRICS
+from lcprof.compare.residuals import METRICS, error_of
 from lcprof.measure.row import Measured, Row
 
 SAID = ("key", "operation", "implementation", "device", "status", "reason", "note", "source")
-LISTED = ("kernels", "throttle")
+LISTED = ("kernels", "throttle", "timeline")
+LENGTHS = ("context_tokens", "held_tokens")
 
 
 def columns(row: Row) -> dict[str, Any]:
     """Column name to value: what the row is, its shape, each metric `_predicted`, `_measured` and
-    `_error` (predicted / measured - 1), then everything else that was measured."""
+    `_error` (predicted / measured - 1), then everything else that was measured.
+
+    `measured_over_floor` and `sustained_over_burst` are ratios of times; `length_tokens` is the
+    context that an operation sees, None for those that see none.
+    """
     told, got = row.predicted, row.measured
     table: dict[str, Any] = {name: getattr(row, name) for name in SAID}
     table["shape"] = " ".join(f"{name}={value}" for name, value in row.shape.items())
@@ -26,7 +31,7 @@ def columns(row: Row) -> dict[str, Any]:
         predicted, measured = getattr(told, field), getattr(got, column)
         table[f"{metric}_predicted"] = predicted
         table[f"{metric}_measured"] = measured
-        table[f"{metric}_error"] = predicted / measured - 1 if predicted and measured else None
+        table[f"{metric}_error"] = error_of(row, metric, predicted, measured)
     table |= {
         "seconds_low": told.low,
         "seconds_high": told.high,
@@ -34,6 +39,9 @@ def columns(row: Row) -> dict[str, Any]:
         "held_out": told.held_out,
         "floor_s": told.floor_s,
         "floor_gpu": told.floor_gpu,
+        "measured_over_floor": _over(got.burst_s, told.floor_s),
+        "sustained_over_burst": _over(got.sustained_s, got.burst_s),
+        "length_tokens": length_tokens(row),
     }
     twice = {column for _, _, column in METRICS}
     rest = {name: value for name, value in asdict(got).items() if name not in twice}
@@ -46,6 +54,16 @@ def columns(row: Row) -> dict[str, Any]:
     table["registers"] = "; ".join(str(each.registers or "") for each in got.kernels)
     table["empty"] = "; ".join(f"{name}: {why}" for name, why in row.empty.items())
     return table
+
+
+def _over(above: float | None, below: float | None) -> float | None:
+    return above / below if above and below else None
+
+
+def length_tokens(row: Row) -> float | None:
+    """The context that a row's operation sees, None where it sees none."""
+    found = (row.shape.get(name) for name in LENGTHS)
+    return next((float(value) for value in found if isinstance(value, (int, float))), None)
 
 
 def csv_text(rows: Iterable[Row]) -> str:

@@ -15,10 +15,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from lcprof.errors import LcprofError
-from lcprof.measure.row import Measured
+from lcprof.measure.row import Measured, Moment
 
 PERIOD_S = 0.02
 LEAST_EDGES = 3
+MOST_MOMENTS = 20
 
 T = TypeVar("T")
 
@@ -200,6 +201,25 @@ def summarise(readings: Sequence[Reading], calls: int, elapsed_s: float) -> Meas
         temperature_c=_median([each.temperature_c for each in readings]),
         peak_used_bytes=max(used) if used else None,
         other_processes=max(others) if others else None,
+        timeline=timeline(readings),
+    )
+
+
+def timeline(readings: Sequence[Reading]) -> tuple[Moment, ...]:
+    """At most `MOST_MOMENTS` readings, evenly chosen, the first and the last among them, counted
+    from the first one; none of a board that says nothing of power and clock."""
+    told = [each for each in readings if (each.power_w, each.sm_clock_hz) != (None, None)]
+    last = len(told) - 1
+    count = min(len(told), MOST_MOMENTS)
+    chosen = [told[round(place * last / max(count - 1, 1))] for place in range(count)]
+    return tuple(
+        Moment(
+            at_s=each.at_s - told[0].at_s,
+            power_w=each.power_w,
+            sm_clock_hz=each.sm_clock_hz,
+            temperature_c=each.temperature_c,
+        )
+        for each in chosen
     )
 
 

@@ -98,14 +98,25 @@ class Kernel(Struct, frozen=True, kw_only=True, omit_defaults=True):
     shared_bytes: int | None = None
 
 
+class Moment(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The board `at_s` seconds into a sustained run; None where it does not say."""
+
+    at_s: float
+    power_w: float | None = None
+    sm_clock_hz: float | None = None
+    temperature_c: float | None = None
+
+
 class Measured(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a point took; quantities are one call's.
 
     `burst_s` is the median of single calls with a cold L2, `sustained_s` the mean of calls one
     after the other; `warm` when they are so small that most of what a call reads is still in
     the L2 from the call before. Power, clocks, HBM bytes and FLOPs are the sustained run's.
-    `energy_j` is by the board's energy counter, or by its power where `energy_basis` says so. A
-    column that is None or empty has its reason in the row's `empty`.
+    `energy_j` is by the board's energy counter, or by its power where `energy_basis` says so.
+    `timeline` is the board during the sustained run, which began at `sustained_begun` (ISO 8601);
+    records of before there were any have neither. A column that is None or empty has its reason in
+    the row's `empty`.
     """
 
     burst_s: float | None = None
@@ -115,6 +126,7 @@ class Measured(Struct, frozen=True, kw_only=True, omit_defaults=True):
     launch: str = ""
     sustained_s: float | None = None
     sustained_calls: int = 0
+    sustained_begun: str = ""
     warm: bool = False
     hbm_bytes: float | None = None
     flops: float | None = None
@@ -131,6 +143,7 @@ class Measured(Struct, frozen=True, kw_only=True, omit_defaults=True):
     throttle: tuple[str, ...] = ()
     temperature_c: float | None = None
     other_processes: int | None = None
+    timeline: tuple[Moment, ...] = ()
     launches: int | None = None
     kernels: tuple[Kernel, ...] = ()
     rate_bytes_per_s: float | None = None

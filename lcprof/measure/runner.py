@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import UTC, datetime
 from math import ceil
 from pathlib import Path
 from typing import Any, Protocol
@@ -155,8 +156,10 @@ class Runner:
         append: Callable[[Row], None],
         settings: Settings,
         clock: Callable[[], float] = time.perf_counter,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
         observe: Callable[[Progress], None] | None = None,
     ) -> None:
+        self.now = now
         self.device = device
         self.board = board
         self.workshop = workshop
@@ -329,6 +332,7 @@ class Runner:
             for _ in range(batch):
                 call()
             device.synchronise()
+        at = self.now().isoformat(timespec="milliseconds")
         with Sampler(self.board, clock) as sampler:
             begin, begun, calls = self.board.mark(), clock(), 0
             while calls == 0 or clock() - begun < seconds:
@@ -338,7 +342,9 @@ class Runner:
                 calls += batch * often
             elapsed_s, end = clock() - begun, self.board.mark()
         found = summarise(sampler.readings, calls, elapsed_s)
-        found = replace(found, sustained_s=elapsed_s / calls, sustained_calls=calls)
+        found = replace(
+            found, sustained_s=elapsed_s / calls, sustained_calls=calls, sustained_begun=at
+        )
         used = self.board.utilisation(begin, end)
         cycle = self.settings.flops_per_cycle
         return counted(found, used, self._facts, cycle and cycle * tensor_rate)

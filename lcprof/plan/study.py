@@ -25,7 +25,7 @@ from lcprof.domain.kv.strategy import Risk
 from lcprof.domain.workload import Workload
 from lcprof.num import Num
 from lcprof.plan.crossover import attention_read_bytes
-from lcprof.plan.estimate import Counts, capacity_bytes, count, finish, remade
+from lcprof.plan.estimate import Counts, Estimate, capacity_bytes, count, finish, remade
 from lcprof.plan.fits import fits_for
 from lcprof.plan.row import Row
 from lcprof.plan.search import LIMIT, max_concurrency, max_context_tokens
@@ -101,9 +101,14 @@ def kinds(cases: Iterable[Case]) -> list[Case]:
     """The first case of each kind: of those that differ in context and concurrency alone."""
     found: dict[Any, Case] = {}
     for case in cases:
-        workload = replace(case.workload, context_tokens=0.0, concurrency=0.0)
-        found.setdefault((case.model, case.deployment, case.kv_spec, workload), case)
+        found.setdefault(kind(case), case)
     return list(found.values())
+
+
+def kind(case: Case) -> tuple[Any, ...]:
+    """What cases have in common that differ in context and concurrency alone."""
+    workload = replace(case.workload, context_tokens=0.0, concurrency=0.0)
+    return case.model, case.deployment, case.kv_spec, workload
 
 
 def alike(ones: Sequence[float], others: Sequence[float]) -> bool:
@@ -165,12 +170,15 @@ def swept(
     places = list(deployments) or [case.deployment]
     clocks = [Clock(place.gpu, fits_for(place.gpu)) for place in places]
     strategies = [parse_kv(spec, where="kv") for spec in kv] or [case.kv]
+    sizes = {"context_tokens", "concurrency", "max_concurrency", *Estimate.__struct_fields__}
     tables: list[Table] = []
     for strategy in strategies:
         counts = count(case.model, places[0], strategy, grid)
         for place, clock in zip(places, clocks, strict=True):
             sized = finish(counts, place)
-            timed, _, _ = times(counts, place, clock, sized, shown=True)
+            timed = None
+            if not sizes.issuperset(names):
+                timed, _, _ = times(counts, place, clock, sized, shown=True)
             found: dict[str, Any] = {
                 "context_tokens": grid.context_tokens,
                 "concurrency": grid.concurrency,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -29,6 +29,8 @@ CODES = {name: said for name in Times.__struct_fields__ if (said := named(name))
 CODES["limit_code"] = ("limited_by", LIMITS)
 CODED = dict(CODES.values())
 """Columns whose values are positions of names."""
+Columns: TypeAlias = dict[str, Any]
+"""Column name to one value for a whole kind, or to an array over its grid."""
 TEXT_COLUMNS = ("model", "gpu", "kv", "weights", "stack", "no_times", *CODED)
 
 
@@ -82,9 +84,18 @@ def sweep(
                     workload=workload,
                     hypothetical=hypothetical,
                 )
-                rows = _kinds(case, same, clocks)
+                rows = columns_of(case, same, clocks)
                 for d, row in zip(layout, rows, strict=True):
                     table.put((m, d, k), row)
+    return pd.DataFrame(table.series(), copy=False)
+
+
+def framed(columns: Columns, grid: tuple[int, int]) -> pd.DataFrame:
+    """The columns of one kind as a DataFrame, a row for each point of the grid."""
+    import pandas as pd
+
+    table = _Table((1, 1, 1, *grid))
+    table.put((0, 0, 0), columns)
     return pd.DataFrame(table.series(), copy=False)
 
 
@@ -107,9 +118,9 @@ def _alike(deployments: Sequence[Deployment]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _kinds(
+def columns_of(
     case: Case, deployments: Sequence[Deployment], clocks: Mapping[Gpu, Clock]
-) -> list[dict[str, Any]]:
+) -> list[Columns]:
     """The columns of one model and strategy on deployments of one layout, that of `case`: work is
     counted once, the inverse searches run over all capacities at once. Without `clocks` there are
     no expected times."""
@@ -123,7 +134,7 @@ def _kinds(
     sequences = max_concurrency(counts.model, first, case.kv, workload, capacities)
     contexts = np.where(contexts >= LIMIT, np.nan, contexts)
     sequences = np.where(sequences >= LIMIT, np.nan, sequences)
-    rows: list[dict[str, Any]] = []
+    rows: list[Columns] = []
     for index, deployment in enumerate(deployments):
         estimate = finish(counts, deployment)
         shown = estimate.fits | case.hypothetical

@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING, Any
 from lcprof.errors import InputError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from lcprof.plan.row import Row
+
+EXACT = 2.0**53
+"""Floats below it that are whole are integers to the last digit."""
 
 
 def records(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -47,19 +52,47 @@ def csv_table(names: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> str:
 
 
 def write_text(path: str, text: str, *, where: str) -> None:
-    """Writes a file whole or not at all. Raises InputError when it cannot be written.
+    """Writes a file whole or not at all. Raises InputError when it cannot be written."""
+    _write(path, [text], where)
 
-    A device or a pipe is written in place, since a rename would replace it.
-    """
+
+def write_frames(path: str, frames: Iterable[pd.DataFrame], *, where: str) -> None:
+    """Writes DataFrames of the same columns as one CSV, each as it comes; numbers that are whole
+    stand without a point, as in `csv_text`. Raises InputError when it cannot be written."""
+    texts = (
+        _whole(frame).to_csv(index=False, header=number == 0, lineterminator="\n")
+        for number, frame in enumerate(frames)
+    )
+    _write(path, texts, where)
+
+
+def _whole(frame: pd.DataFrame) -> pd.DataFrame:
+    """Counts and bytes as integers, where they may be missing too; truth in small letters."""
+    changed: dict[str, Any] = {}
+    for name in frame.columns:
+        column = frame[name]
+        if column.dtype == bool:
+            changed[name] = column.map({True: "true", False: "false"})
+        elif column.dtype == float and not name.endswith("_s") and name != "utilisation":
+            known = column[column.notna()]
+            if ((known % 1 == 0) & (known.abs() < EXACT)).all():
+                changed[name] = column.astype("Int64")
+    return frame.assign(**changed)
+
+
+def _write(path: str, texts: Iterable[str], where: str) -> None:
+    """Writes texts one after the other. A device or a pipe is written in place, since a rename
+    would replace it."""
     try:
         if (given := Path(path)).exists() and not given.is_file():
-            given.write_text(text, encoding="utf-8")
+            with given.open("w", encoding="utf-8", newline="") as file:
+                file.writelines(texts)
             return
         target = given.resolve()
         draft = target.with_name(f".{target.name[:200]}.{os.getpid()}.tmp")
         try:
             with draft.open("x", encoding="utf-8", newline="") as file:
-                file.write(text)
+                file.writelines(texts)
             draft.replace(target)
         except BaseException:
             draft.unlink(missing_ok=True)

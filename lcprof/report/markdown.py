@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import heapq
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from lcprof.plan.row import Row
-from lcprof.plan.study import rank, risk
+from lcprof.plan.study import risk
 from lcprof.report.console import BREAKS, Answers, kernels_of, position_note
-from lcprof.report.html.figures import NOTHING, head, show
-from lcprof.report.html.record import labels
+from lcprof.report.html.figures import show
+from lcprof.report.ranked import ranked_table
 
 MOST_LINES = 40
 _SPECIAL = re.compile(r"([\\`*_{}\[\]|~@$])")
 TIMES = (("TTFT, one request", "ttft"), ("TPOT", "tpot"), ("whole request", "request"))
-FIGURES = (
-    *("total_bytes_per_gpu", "max_context_tokens", "max_concurrency", "ttft_s", "tpot_s"),
-    *("output_token_j", "request_usd"),
-)
 
 
-def markdown_page(rows: Sequence[Row], answers: Answers, question: str) -> str:
+def markdown_page(
+    rows: Sequence[Row], answers: Answers, question: str, planned: int | None = None
+) -> str:
     """The Markdown of a plan: its verdict about `answers.row`, times with intervals, every row,
-    limits and what to try."""
+    limits and what to try. `planned`: how many rows there were, where `rows` are a choice."""
     row = answers.row
     columns = row.columns()
     title = question or f"{columns['model']} on {columns['gpus']} x {columns['gpu']}"
     parts = [f"## {escaped(title)}", _verdict(row), _facts(row), *_times(row)]
     if len(rows) > 1:
-        parts.append(_table(rows))
+        parts.append(_table(rows, planned or len(rows)))
     parts.append(_limits(answers))
     if answers.offers:
         tries = (
@@ -129,24 +126,16 @@ def _basis(columns: dict[str, Any], name: str) -> str:
     return f"{basis} {show('distance', distance)}" if distance > 1 else str(basis)
 
 
-def _table(rows: Sequence[Row]) -> str:
+def _table(rows: Sequence[Row], planned: int) -> str:
     """The rows, those that fit first; an expected time that is none gives way to its floor."""
-    ordered = heapq.nsmallest(MOST_LINES, rows, key=rank)
-    heads = ["strategy", "risk", "fits", *map(head, FIGURES)]
-    lines = [f"| {' | '.join(heads)} |", "| --- | --- | --- |" + " --: |" * len(FIGURES)]
-    for row, label in zip(ordered, labels(ordered), strict=True):
-        columns = row.columns()
-        cells = [escaped(label), risk(row.case).name, show("fits", bool(row.estimate.fits))]
-        for name in FIGURES:
-            text = _figure(columns, name)
-            if text == NOTHING and name.startswith("max_"):
-                text = "any"
-            elif text == NOTHING and name in ("ttft_s", "tpot_s") and row.has_times:
-                text = f"&gt;{_figure(columns, name.replace('_s', '_floor_s'))}"
-            cells.append(text)
-        lines.append(f"| {' | '.join(cells)} |")
-    if len(rows) > len(ordered):
-        lines += ["", f"{len(rows):,} rows were planned; the first {len(ordered)} are shown."]
+    heads, found = ranked_table(rows, MOST_LINES)
+    figures = len(heads) - 3
+    lines = [f"| {' | '.join(heads)} |", "| --- | --- | --- |" + " --: |" * figures]
+    for label, *cells in found:
+        said = (cell.replace(">", "&gt;") for cell in cells)
+        lines.append(f"| {' | '.join((escaped(label), *said))} |")
+    if planned > len(found):
+        lines += ["", f"{planned:,} rows were planned; the first {len(found)} are shown."]
     return "\n".join(lines)
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lcprof.compare.residuals import FLOOR, Change, Difference, Residual
+from lcprof.compare.summary import by_metric, by_operation, empty_columns, unmeasured
 from lcprof.report.screen import printable
 from lcprof.units import show_bytes, show_count, show_seconds
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from lcprof.compare.summary import Errors
     from lcprof.measure.doctor import Finding
     from lcprof.measure.record import Record
     from lcprof.measure.row import Row
@@ -33,6 +35,12 @@ SHORT = {
 """Before a number of a shape; heads make one word, and what is not here stands with its name."""
 UNLABELLED = ("dtype", "format", "layout", "kv")
 SHOWN_CHANGES = 40
+METRIC_WORDS = {
+    "seconds": "times",
+    "hbm_bytes": "bytes of GPU memory",
+    "flops": "FLOPs",
+    "peak_bytes": "peak memory",
+}
 LEGEND = "error: predicted / measured - 1. x floor: measured over what the data sheet allows."
 
 
@@ -71,19 +79,67 @@ def record_page(
     page: list[RenderableType] = [Text(printable(head), style="bold"), _place(record)]
     if record.torn_bytes:
         page.append(Text(f"The last line is torn: {record.torn_bytes} bytes are not read."))
+    page += [Text(line) for line in verdict_lines(found)]
+    page += [_below(line) for line in _operation_lines(found)]
     page.append("")
     for row in measured[:shown]:
         page += _row_lines(row, by_key.get(row.key, []))
     if shown is not None and len(measured) > shown:
         page.append(Text(f"{len(measured) - shown} more: lcprof compare shows them"))
-    page += _unmeasured([row for row in rows if row.status != "measured"])
-    empty = dict.fromkeys(
-        f"{why}: {', '.join(_columns_of(measured, why))}"
-        for row in measured
-        for why in row.empty.values()
-    )
-    page += [Text(printable(f"empty, {line}"), style="dim") for line in empty]
+    page += _unmeasured(rows)
+    page += [
+        Text(printable(f"empty, {why}: {', '.join(names)}"), style="dim")
+        for why, names in empty_columns(rows).items()
+    ]
     return [*page, Text(LEGEND, style="dim")]
+
+
+def verdict_lines(found: Sequence[Residual]) -> list[str]:
+    """How far predictions of each metric were off, in a line each."""
+    held = by_metric(found)
+    lines = []
+    for metric, words in METRIC_WORDS.items():
+        if metric in held:
+            lines.append(f"Predicted {words} {_off(held[metric])}.")
+    if "seconds" not in held:
+        lines.insert(0, "No time was expected, so there is none to hold against a measurement.")
+    if FLOOR in held:
+        times = 1.0 / (1.0 + held[FLOOR].bias)
+        lines.append(f"Measured times were {times:.3g} x the data sheet's floor in the median.")
+    return lines
+
+
+def _off(errors: Errors) -> str:
+    seen = ""
+    if errors.seen:
+        seen = f", {errors.seen} of them seen by the fit"
+    many = f"of {errors.rows} point{'s' * (errors.rows != 1)}{seen}"
+    inside = ""
+    if errors.inside is not None:
+        inside = f"; {errors.inside:.0%} lay in the interval"
+    return (
+        f"{many}: off by {errors.median:.1%} in the median, nine in ten by {errors.p90:.1%}{inside}"
+    )
+
+
+def _operation_lines(found: Sequence[Residual]) -> list[str]:
+    """The error of times by operation, where there are several, the worst first."""
+    held = [(op, each) for (metric, op), each in by_operation(found).items() if metric == "seconds"]
+    if len(held) < 2:
+        return []
+    held.sort(key=lambda pair: -pair[1].median)
+    return [
+        f"{op}: {each.rows} points, {each.median:.1%} ({each.p90:.1%}), bias {each.bias:+.1%}"
+        for op, each in held
+    ]
+
+
+def point_text(row: Row) -> str:
+    """A row in one line: operation, shape, who computes it."""
+    if row.operation == "ceiling":
+        return printable(row.key)
+    by = f", {row.implementation}" if row.implementation else ""
+    return f"{printable(row.operation)} {shape_text(row.shape)}{printable(by)}"
 
 
 def _place(record: Record) -> RenderableType:
@@ -113,9 +169,6 @@ def _row_lines(row: Row, found: Sequence[Residual]) -> list[RenderableType]:
     from rich.text import Text
 
     got = row.measured
-    title = f"{row.operation} {shape_text(row.shape)}, {row.implementation}"
-    if row.operation == "ceiling":
-        title = row.key
     parts: list[str] = []
     if got.burst_s is not None:
         spread = ""
@@ -148,7 +201,7 @@ def _row_lines(row: Row, found: Sequence[Residual]) -> list[RenderableType]:
             basis = f" ({each.basis}{seen})" if each.basis and each.metric == "seconds" else ""
             parts.append(f"{each.metric} error {100 * each.error:+.1f}%{basis}")
     lines: list[RenderableType] = [
-        Text(printable(title)),
+        Text(point_text(row)),
         _below(", ".join(parts)),
     ]
     if row.note:
@@ -159,25 +212,17 @@ def _row_lines(row: Row, found: Sequence[Residual]) -> list[RenderableType]:
 def _unmeasured(rows: Sequence[Row]) -> list[RenderableType]:
     from rich.text import Text
 
-    grouped: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        words = "planned, " * (row.status == "not measurable") + row.status
-        grouped.setdefault((words, row.reason), []).append(row)
     lines: list[RenderableType] = []
-    for (status, reason), members in grouped.items():
-        first = members[0]
-        more = f" and {len(members) - 1} more" if len(members) > 1 else ""
-        title = f"{first.operation} {shape_text(first.shape)}"
-        by = f", {first.implementation}" if first.implementation else ""
-        lines.append(Text(printable(f"{title}{by}{more}")))
-        lines.append(_below(f"{status}: {reason}"))
+    for each in unmeasured(rows):
+        more = f" and {each.rows - 1} more" if each.rows > 1 else ""
+        lines.append(Text(f"{point_text(each.first)}{more}"))
+        lines.append(_below(f"{status_text(each.status)}: {each.reason}"))
     return lines
 
 
-def _columns_of(rows: Iterable[Row], why: str) -> list[str]:
-    return list(
-        dict.fromkeys(name for row in rows for name, reason in row.empty.items() if reason == why)
-    )
+def status_text(status: str) -> str:
+    """A status in words: what has no kernel was planned all the same."""
+    return "planned, " * (status == "not measurable") + status
 
 
 def runs_page(
@@ -214,11 +259,12 @@ def runs_page(
 
 
 def _change(each: Change) -> str:
-    values = f"{_shown(each.metric, each.first)} then {_shown(each.metric, each.second)}"
+    values = f"{metric_text(each.metric, each.first)} then {metric_text(each.metric, each.second)}"
     return f"{each.metric}: {values}, {100 * each.change:+.1f}%"
 
 
-def _shown(metric: str, value: float) -> str:
+def metric_text(metric: str, value: float) -> str:
+    """A value of a metric in the unit that its name ends in."""
     if metric.endswith("bytes_per_s"):
         return f"{show_bytes(value)}/s"
     if metric.endswith("bytes"):

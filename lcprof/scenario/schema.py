@@ -36,6 +36,8 @@ from lcprof.scenario.names import NAMED, load_named
 from lcprof.scenario.weights import WEIGHTS_PATTERN
 
 COMBINATIONS_LIMIT = 100_000
+WIDE_LIMIT = 2_000_000
+"""The most combinations of a plan whose contexts and batches are planned as arrays."""
 CONTENT_KEYS = ("video", "audio", "code", "text")
 
 Name = Annotated[str, Meta(min_length=1, max_length=4096)]
@@ -248,12 +250,14 @@ def read_scenario(
     where: str,
     places: Mapping[str, str] | None = None,
     base: Path | None = None,
+    most: int = COMBINATIONS_LIMIT,
 ) -> Scenario:
     """A scenario from plain data, defaults filled in.
 
     `where` names the source in faults, `places` the source of single keys (flags), `base` is the
-    folder of relative paths. Raises InputError with every fault: when one is found, the names
-    of models, GPUs, KV strategies and weight formats are checked as well.
+    folder of relative paths, `most` how many combinations it may have. Raises InputError with every
+    fault: when one is found, the names of models, GPUs, KV strategies and weight formats are
+    checked as well.
     """
     if not isinstance(data, Mapping):
         expected = "a mapping of scenario keys (model: ..., gpu: ..., context: ...)"
@@ -284,14 +288,22 @@ def read_scenario(
     if "context" not in data and not given:
         expected = f"a prompt length in tokens, or content: {', '.join(CONTENT_KEYS)}"
         faults.append(Fault(where=where, key="context", given="nothing", expected=expected))
-    sizes = [len(value) for value in values.values() if isinstance(value, tuple)]
-    if (combinations := math.prod(sizes)) > COMBINATIONS_LIMIT:
-        given_rows = f"{combinations:,} combinations"
-        expected = f"at most {COMBINATIONS_LIMIT:,} (lcprof.sweep in Python plans millions)"
+    if (count := _combinations(values)) > most:
+        given_rows = f"{count:,} combinations"
+        expected = f"at most {most:,} (lcprof.sweep in Python plans millions)"
         faults.append(Fault(where=where, given=given_rows, expected=expected))
     if faults:
         raise InputError([*faults, *_name_faults(values, place_of, base)])
     return Scenario(**values)
+
+
+def combinations(scenario: Scenario) -> int:
+    """How many rows a scenario makes."""
+    return _combinations(msgspec.structs.asdict(scenario))
+
+
+def _combinations(values: Mapping[str, Any]) -> int:
+    return math.prod(len(value) for value in values.values() if isinstance(value, tuple))
 
 
 def override(

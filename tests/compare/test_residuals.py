@@ -94,5 +94,5 @@ def test_two_runs_by_metric_the_largest_change_first() -> None:
 def test_what_was_not_the_same_around_two_runs() -> None:
     first, second = record(driver="550", power_limit_w=700.0), record(driver="570")
     found = {each.condition: (each.first, each.second) for each in differences(first, second)}
-    assert found == {"driver": ("550", "570"), "power_limit_w": ("700.0", "None")}
+    assert found == {"driver": ("550", "570"), "power_limit_w": ("700.0", "")}
     assert differences(first, first) == []

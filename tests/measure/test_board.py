@@ -19,6 +19,7 @@ from lcprof.measure.board import (
     counted,
     counter_power_w,
     summarise,
+    timeline,
 )
 from lcprof.measure.row import Measured
 
@@ -128,3 +129,14 @@ def test_no_board_says_why_in_every_column() -> None:
     assert board.read(1.0) == Reading(at_s=1.0)
     assert board.utilisation(board.mark(), board.mark()) == Utilisation()
     assert set(BOARD_COLUMNS) <= set(Measured.__struct_fields__)
+
+
+def test_a_timeline_keeps_both_ends_and_few_moments() -> None:
+    found = [Reading(at_s=100 + i, power_w=float(i), sm_clock_hz=1e9) for i in range(401)]
+    told = timeline(found)
+    assert len(told) == 20
+    assert (told[0].at_s, told[0].power_w) == (0.0, 0.0)
+    assert (told[-1].at_s, told[-1].power_w) == (400.0, 400.0)
+    assert timeline([Reading(at_s=5.0, power_w=1.0)])[0].at_s == 0.0
+    # A board that says nothing of power and clock has none.
+    assert timeline([Reading(at_s=0.0, temperature_c=50.0)]) == ()

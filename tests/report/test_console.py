@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 import lcprof
-from lcprof.cli import answers_of
+from lcprof.answers import answers_of
 from lcprof.flags import Asked
 from lcprof.plan.row import Row, plan_cases
 from lcprof.report.bar import PARTS, bar, cells

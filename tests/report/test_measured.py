@@ -69,6 +69,23 @@ def test_a_run_is_shown_worst_first_with_its_reasons() -> None:
     assert "empty, no GPM counters: hbm_bytes, flops" in text
 
 
+def test_a_run_is_summed_up_before_its_rows() -> None:
+    told = record(
+        row("a", operation="x", predicted=Predicted(seconds=1.1e-3, low=1e-3, high=2e-3)),
+        row("b", operation="y", predicted=Predicted(seconds=0.8e-3, floor_s=0.5e-3,
+                                                    held_out=False)),
+    )  # fmt: skip
+    text = " ".join(shown(record_page(told, residuals(told.rows.values()))).split())
+    # Errors of 10 % and 20 %: 15 % in the middle, 19 % nine tenths of the way.
+    assert (
+        "Predicted times of 2 points, 1 of them seen by the fit: off by 15.0% in the median, nine "
+        "in ten by 19.0%; 100% lay in the interval." in text
+    )
+    assert "Measured times were 2 x the data sheet's floor in the median." in text
+    assert text.index("y: 1 points, 20.0%") < text.index("x: 1 points, 10.0%")
+    assert "No time was expected" in shown(record_page(record(row("a")), []))
+
+
 def test_a_long_run_is_cut_where_asked() -> None:
     told = record(*(row(f"{number}", shape={"rows": number}) for number in range(1, 6)))
     text = shown(record_page(told, [], shown=2))

@@ -20,6 +20,8 @@ from lcprof.units import (
 )
 
 NOTHING = "–"
+NOUGHT = 1e-3
+"""Percent of an error that are as good as none."""
 
 
 def show(column: str, value: Any) -> str:
@@ -31,10 +33,16 @@ def show(column: str, value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, str):
         return "\n".join(printable(line) for line in value.split("\n"))
+    quantity = column.removesuffix("_predicted").removesuffix("_measured")
     for found, words in UNITS:
-        if found(column):
+        if found(quantity):
             return words(value)
     return f"{value:,.10g}"
+
+
+def _signed(value: float) -> str:
+    """Three digits behind a sign; nought where there is next to nothing."""
+    return f"{'+' * (value > 0)}{show_short(value)}" if abs(value) >= NOUGHT else "0"
 
 
 def _counted(unit: str) -> Callable[[float], str]:
@@ -50,6 +58,10 @@ def _ends(*ends: str) -> Callable[[str], bool]:
 
 
 UNITS: tuple[tuple[Callable[[str], bool], Callable[[Any], str]], ...] = (
+    (_ends("points"), lambda value: f"{value:,}"),
+    (_ends("_error", "change"), lambda value: f"{_signed(value * 100)}%"),
+    (_ends("_over_floor", "_over_burst"), lambda value: f"x{show_short(value)}"),
+    (_ends("seconds_low", "seconds_high"), show_seconds),
     (_within("bytes_per_s"), _counted("B/s")),
     (_within("flops_per_s"), _counted("FLOP/s")),
     (_within("flops_per_byte"), show_short),
@@ -63,6 +75,8 @@ UNITS: tuple[tuple[Callable[[str], bool], Callable[[Any], str]], ...] = (
     (_ends("_tokens"), show_tokens),
     (_ends("_j"), _counted("J")),
     (_ends("_w", "_w_per_gpu"), lambda value: f"{value:,.0f} W"),
+    (_ends("_hz"), _counted("Hz")),
+    (_ends("_c"), lambda value: f"{value:,.0f} °C"),
     (_ends("distance"), lambda value: f"x{show_short(value)}"),
 )
 """What a column holds, by its name, and how that is worded; the first that applies."""
@@ -131,6 +145,71 @@ HEADS = {
     "about": "about",
     "prefill_w_per_gpu": "power per GPU, prefill",
     "decode_w_per_gpu": "power per GPU, decode",
+    "seconds_predicted": "time expected",
+    "seconds_measured": "time measured",
+    "seconds_error": "error of the time",
+    "seconds_low": "expected, low",
+    "seconds_high": "expected, high",
+    "basis": "rests on",
+    "held_out": "not seen by its fit",
+    "inside": "within the interval",
+    "floor_s": "floor",
+    "measured_over_floor": "over the floor",
+    "sustained_over_burst": "sustained over single",
+    "sustained_s": "sustained",
+    "length_tokens": "context, tokens",
+    "hbm_bytes_predicted": "bytes predicted",
+    "hbm_bytes_measured": "bytes counted",
+    "hbm_bytes_error": "error of the bytes",
+    "flops_predicted": "FLOPs predicted",
+    "flops_measured": "FLOPs counted",
+    "flops_error": "error of the FLOPs",
+    "peak_bytes_predicted": "memory predicted",
+    "peak_bytes_measured": "memory measured",
+    "peak_bytes_error": "error of the memory",
+    "power_w": "power",
+    "energy_j": "energy",
+    "sm_clock_hz": "SM clock",
+    "temperature_c": "temperature",
+    "moment_s": "since the run began",
+    "seconds_median_error_share": "error of the time, median",
+    "seconds_high_error_share": "error of the time, nine in ten below",
+    "hbm_bytes_median_error_share": "error of the bytes, median",
+    "flops_median_error_share": "error of the FLOPs, median",
+    "bias_error": "bias",
+    "seen_points": "seen by the fit",
+    "power_limit_w": "power limit",
+    "sm_clock_max_hz": "SM clock, highest",
+    "memory_clock_max_hz": "memory clock, highest",
+    "memory_bytes": "memory",
+    "flops_per_cycle": "FLOPs a clock cycle",
+    "cuda": "CUDA",
+    "torch": "PyTorch",
+    "triton": "Triton",
+    "python": "Python",
+    "mig": "MIG",
+    "ecc": "ECC",
+    "example": "first of them",
+    "first": "first run",
+    "here": "this run",
+    "columns": "figures",
+    "flops": "FLOPs",
+    "peak_allocated_bytes": "peak memory",
+    "peak_used_bytes": "memory of the board in use",
+    "memory_clock_hz": "memory clock",
+    "dram_utilisation": "memory bandwidth in use",
+    "sm_occupancy": "warps resident",
+    "idle_power_w": "power at rest",
+    "floor_gpu": "floor of",
+    "burst_p20_s": "single call, low",
+    "burst_p80_s": "single call, high",
+    "tensor_utilisation": "tensor cores busy",
+    "inside_share": "within the interval",
+    "points": "points",
+    "burst_s": "single call",
+    "rate_bytes_per_s": "bandwidth reached",
+    "rate_flops_per_s": "FLOP/s reached",
+    "lane": "operation",
 }
 
 

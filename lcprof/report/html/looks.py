@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 SERIES = tuple(f"var(--c{index})" for index in range(1, 9))
 INK, MUTED, LINE, LIMIT = "var(--ink)", "var(--muted)", "var(--line)", "var(--limit)"
+PAGE = "var(--page)"
 DASHES = ([1, 0], [7, 3], [2, 2], [9, 3, 2, 3], [4, 4], [12, 4])
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 
@@ -76,17 +78,19 @@ def of(table: str) -> alt.Chart:
     return alt.Chart(alt.NamedData(name=table))
 
 
-def tokens(values: Sequence[float], title: str = "context, tokens") -> alt.X:
+def tokens(values: Sequence[float], field: str = "context_tokens") -> alt.X:
     """A logarithmic axis of contexts, its ticks powers of two."""
     import altair as alt
 
     low, high = min(values), max(values)
+    if low == high:
+        low, high = low / 2, high * 2
     ticks = [2.0**power for power in range(10, 33) if low <= 2.0**power <= high]
     ticks = ticks[::2] if len(ticks) > 6 else ticks
     return alt.X(
-        field="context_tokens",
+        field=field,
         type="quantitative",
-        title=title,
+        title="context, tokens",
         scale=alt.Scale(type="log", base=2, domain=[low, high], nice=False),
         axis=alt.Axis(values=ticks, labelExpr=TOKENS, grid=False),
     )
@@ -112,14 +116,15 @@ def logarithmic(low: float, high: float, words: str) -> dict[str, Any]:
 
 
 def labels_above(base: alt.Chart, order: Sequence[str], field: str = "label", up: int = 3) -> Any:
-    """The names of bars, above them."""
+    """The names of bars, above them, on a ground of their own where lines run through."""
     import altair as alt
 
-    marks = base.transform_aggregate(groupby=[field]).mark_text(
-        align="left", baseline="bottom", dy=-up, fontSize=12, color=INK, limit=350
+    names = base.transform_aggregate(groupby=[field]).encode(
+        x=alt.value(0), y=bands(order, field), text=alt.Text(field=field, type="nominal")
     )
-    text = alt.Text(field=field, type="nominal")
-    return marks.encode(x=alt.value(0), y=bands(order, field), text=text)
+    looks: dict[str, Any] = {"align": "left", "baseline": "bottom", "dy": -up, "limit": 350}
+    ground = names.mark_text(**looks, fontSize=12, stroke=PAGE, strokeWidth=4, color=PAGE)
+    return alt.layer(ground, names.mark_text(**looks, fontSize=12, color=INK))
 
 
 def bands(order: Sequence[str], field: str = "label") -> alt.Y:
@@ -136,8 +141,23 @@ def coloured(field: str, domain: Sequence[str], colours: Sequence[str], wide: bo
     return alt.Color(
         field=field,
         type="nominal",
-        scale=alt.Scale(domain=list(domain), range=list(colours)[: len(domain)]),
+        scale=alt.Scale(
+            domain=list(domain), range=[c for c, _ in zip(cycle(colours), domain, strict=False)]
+        ),
         legend=alt.Legend(title=None, columns=1 if wide else 3),
+    )
+
+
+def shaped(field: str, domain: Sequence[str]) -> Any:
+    """A shape for each name, so that colour is not all that tells points apart."""
+    import altair as alt
+
+    shapes = [SHAPES[index % len(SHAPES)] for index in range(len(domain))]
+    return alt.Shape(
+        field=field,
+        type="nominal",
+        scale=alt.Scale(domain=list(domain), range=shapes),
+        legend=alt.Legend(title=None, columns=3),
     )
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from lcprof.report.html.figures import head, show
 from lcprof.report.html.record import expanded
 
-WRAPPED = ("kernels", "risk_why", "why", "text", "missing", "flags", "question", "note")
+WRAPPED = ("kernels", "risk_why", "why", "text", "missing", "flags", "question", "note",
+           "reason", "basis", "point", "command", "columns", "first", "here")  # fmt: skip
 
 
 class Markup:
@@ -47,14 +48,19 @@ class Markup:
         """How many rows a table has."""
         return len(next(iter(self.columns(table).values()), ()))
 
-    def data_table(self, table: str, names: Iterable[str] = (), title: str = "") -> str:
-        """A whole table, or some of its columns."""
+    def data_table(
+        self, table: str, names: Iterable[str] = (), title: str = "", most: int | None = None
+    ) -> str:
+        """A whole table, or some of its columns; of the rows `most`, from the first. Which run a
+        row is of goes without saying where there is one."""
         columns = self.columns(table)
         chosen = [name for name in names if name in columns] or list(columns)
+        if self.size("runs") == 1 and table != "runs":
+            chosen = [name for name in chosen if name != "run"]
         kinds = {name: _classes(name, columns[name]) for name in chosen}
         heads = "".join(f'<th scope="col"{kinds[n]}>{escape(head(n))}</th>' for n in chosen)
         lines = []
-        for row in range(self.size(table)):
+        for row in range(self.size(table))[:most]:
             cells = (
                 f"<td{kinds[name]}>{escape(show(name, columns[name][row]))}</td>" for name in chosen
             )

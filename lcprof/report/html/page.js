@@ -81,10 +81,18 @@
     if (value && value % 1024 === 0) return `${value / 1024}K`;
     return group(String(value));
   }
-  function show(column, value) {
+  function show(name, value) {
+    const column = name.replace(/_(predicted|measured)$/, "");
     if (value === null || value === undefined || value === "") return "–";
     if (typeof value === "boolean") return value ? "yes" : "no";
     if (typeof value === "string") return value;
+    if (column.endsWith("points")) return group(String(value));
+    if (/(_error|change)$/.test(column)) {
+      const percent = value * 100;
+      return Math.abs(percent) < 1e-3 ? "0%" : `${percent > 0 ? "+" : ""}${short(percent)}%`;
+    }
+    if (/_over_(floor|burst)$/.test(column)) return `x${short(value)}`;
+    if (/seconds_(low|high)$/.test(column)) return seconds(value);
     if (column.includes("bytes_per_s")) return prefixed(value, "B/s");
     if (column.includes("flops_per_s")) return prefixed(value, "FLOP/s");
     if (column.includes("flops_per_byte")) return short(value);
@@ -98,6 +106,8 @@
     if (column.endsWith("_tokens")) return tokens(value);
     if (column.endsWith("_j")) return prefixed(value, "J");
     if (/(_w|_w_per_gpu)$/.test(column)) return `${group(value.toFixed(0))} W`;
+    if (column.endsWith("_hz")) return prefixed(value, "Hz");
+    if (column.endsWith("_c")) return `${group(value.toFixed(0))} °C`;
     if (column.endsWith("distance")) return `x${short(value)}`;
     return plain(value);
   }

@@ -41,7 +41,8 @@ MOST_BARS = 16
 MOST_LINES = 6
 MOST_NOTES = 12
 MOST_OFFERS = 3
-LABEL = 60
+LABEL = 50
+"""Letters of a label: as many as the chart of a phone is wide."""
 DIGITS = 6
 GRID_DIGITS = 5
 TEXT_LIMIT = 10_000
@@ -49,14 +50,17 @@ TEXT_LIMIT = 10_000
 Table = dict[str, Any]
 
 
-class Asked(Struct, frozen=True, kw_only=True):
+class About(Struct, frozen=True, kw_only=True):
     """What a page is about: the file's `question` and `note`, the `command` that rebuilds it, and
-    the `date` that its maker gave ("" for none)."""
+    the `date` that its maker gave ("" for none). `planned` rows, of which `fitting` fit, where they
+    are more than the page is given."""
 
     question: str = ""
     note: str = ""
     command: str = ""
     date: str = ""
+    planned: int | None = None
+    fitting: int | None = None
 
 
 def record_of(
@@ -64,7 +68,7 @@ def record_of(
     answers: Answers,
     engines: Sequence[EngineAnswer],
     gpus: Iterable[Gpu],
-    asked: Asked,
+    asked: About,
 ) -> dict[str, Any]:
     """The record of a plan's page. `answers` and `engines` are those of `study.chosen(rows)`,
     `gpus` what the sliders may choose from."""
@@ -82,7 +86,7 @@ def record_of(
         **_operations(row),
         **_grid(kept, row, gpus),
         "launch": _launch(engines),
-        "notes": _notes(rows, kept, row),
+        "notes": _notes(asked.planned or len(rows), kept, row),
     }
     return {"format": FORMAT, "lcprof": __version__, "tables": tables}
 
@@ -142,16 +146,17 @@ def read_record(path: Path) -> dict[str, Any]:
         whole = len(sizes) <= 1 and (not table.axes or sizes == {points})
         if not (whole and all(_NAME.fullmatch(n) for n in (name, *table.columns, *table.axes))):
             refuse(f"table {name[:40]!r}", "columns of one length, by names of small letters")
-    missing = [name for name in NEEDED if not any(read.tables.get(name, _NONE).columns.values())]
-    if missing:
-        refuse(f"no table {missing[0]}", f"the tables {', '.join(NEEDED)}")
+    held = {name for name, table in read.tables.items() if any(table.columns.values())}
+    lacking = [[name for name in needed if name not in held] for needed in NEEDED]
+    if all(lacking):
+        wanted = " or ".join(", ".join(needed) for needed in NEEDED)
+        refuse(f"no table {lacking[0][0]}", f"the tables {wanted}")
     return dict(data)
 
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,60}")
-_NONE = _TableFile(columns={})
-NEEDED = ("about", "rows", "limits")
-"""The tables that every page has."""
+NEEDED = (("about", "rows", "limits"), ("about", "runs"))
+"""The tables that the page of a plan has, and those of the page of runs."""
 
 
 def expanded(table: Table) -> dict[str, list[Any]]:
@@ -192,23 +197,36 @@ def _round(table: Mapping[str, Sequence[Any]], digits: int = DIGITS) -> dict[str
     return {name: [rounded(value, digits) for value in values] for name, values in table.items()}
 
 
-def _columns(names: Sequence[str], lines: Sequence[Sequence[Any]]) -> Table:
+def from_lines(names: Sequence[str], lines: Sequence[Sequence[Any]]) -> Table:
+    """A table of lines, its numbers rounded."""
     columns = {name: [line[index] for line in lines] for index, name in enumerate(names)}
     return {"columns": _round(columns)}
 
 
 def _first(rows: Sequence[Row], row: Row) -> list[Row]:
     """The row that was chosen, the first as it was asked for, then the others as they rank, as
-    many as a page shows."""
+    many as a page shows: the best of each kind among them."""
     named = [row] if rows[0] is row else [row, rows[0]]
-    others = (each for each in rows[1:] if each is not row)
-    return [*named, *heapq.nsmallest(MOST_ROWS - len(named), others, key=study.rank)]
+    others = [each for each in rows[1:] if each is not row]
+    room = MOST_ROWS - len(named)
+    if len(others) <= room:
+        return [*named, *sorted(others, key=study.rank)]
+    best: dict[Any, Row] = {}
+    for each in others:
+        kind = study.kind(each.case)
+        if kind not in best or study.rank(each) < study.rank(best[kind]):
+            best[kind] = each
+    leading = heapq.nsmallest(room // 2, best.values(), key=study.rank)
+    kept = {id(each) for each in leading}
+    rest = (each for each in others if id(each) not in kept)
+    filled = [*leading, *heapq.nsmallest(room - len(leading), rest, key=study.rank)]
+    return [*named, *sorted(filled, key=study.rank)]
 
 
 def labels(rows: Sequence[Row]) -> list[str]:
     """What sets each row apart, no two alike."""
     names = varying(rows)
-    found = [shorten(", ".join(_said(row, names)), LABEL) for row in rows]
+    found = [_label(row, names) for row in rows]
     seen: dict[str, int] = {}
     for index, label in enumerate(found):
         seen[label] = seen.get(label, 0) + 1
@@ -217,17 +235,18 @@ def labels(rows: Sequence[Row]) -> list[str]:
     return found
 
 
-def _said(row: Row, names: Iterable[str]) -> list[str]:
+def _label(row: Row, names: Iterable[str]) -> str:
+    """What is said of a row; a KV strategy in short where there is no room for it, and then only as
+    much as there is room for."""
     columns = row.columns()
-    return [
-        WORDED.get(name, f"{HEADS.get(name, name)} {{}}").format(_text(name, columns[name]))
-        for name in names
-    ]
-
-
-def _text(name: str, value: object) -> str:
-    text = shown(name, value)
-    return abbreviated(text) if name == "kv" else text
+    texts = {name: shown(name, columns[name]) for name in names}
+    for each in (texts, {**texts, "kv": abbreviated(texts.get("kv", ""))}):
+        label = ", ".join(
+            WORDED.get(name, f"{HEADS.get(name, name)} {{}}").format(each[name]) for name in texts
+        )
+        if len(label) <= LABEL:
+            return label
+    return shorten(label, LABEL)
 
 
 WORDED = {
@@ -244,14 +263,15 @@ WORDED = {
 """How a label says a column of a case."""
 
 
-def _about(rows: Sequence[Row], kept: Sequence[Row], row: Row, asked: Asked) -> Table:
+def _about(rows: Sequence[Row], kept: Sequence[Row], row: Row, asked: About) -> Table:
     columns = row.columns()
     title = f"{columns['model']} on {columns['gpus']} x {columns['gpu']}"
+    fitting = sum(bool(each.estimate.fits) for each in rows)
     facts = {
         "title": printable(asked.question or title)[:TEXT_LIMIT],
         "note": printable(asked.note)[:TEXT_LIMIT],
-        "rows_planned": len(rows),
-        "rows_fitting": sum(bool(each.estimate.fits) for each in rows),
+        "rows_planned": len(rows) if asked.planned is None else asked.planned,
+        "rows_fitting": fitting if asked.fitting is None else asked.fitting,
         "rows_shown": len(kept),
         "chosen": 0,
         "asked": next(i for i, each in enumerate(kept) if each is rows[0]),
@@ -271,17 +291,28 @@ def _rows(rows: Sequence[Row], names: Sequence[str]) -> Table:
         limits = {} if row.estimate.fits else {"limited_by": BREAKS[row.estimate.limited_by]}
         extra = {"risk": worst.name, "risk_why": worst.why, "risk_source": worst.source}
         lines.append({"label": label, **extra, **columns, **limits})
-    return _columns(list(lines[0]), [list(line.values()) for line in lines])
+    return from_lines(list(lines[0]), [list(line.values()) for line in lines])
 
 
 def _memory(rows: Sequence[Row], names: Sequence[str]) -> Table:
     lines = []
-    for row, label in zip(rows[:MOST_BARS], names, strict=False):
+    barred = _barred(rows)
+    for row, label in zip(rows, names, strict=True):
+        if id(row) not in barred:
+            continue
         capacity = row.estimate.capacity_bytes_per_gpu
         for part in PARTS[:-1]:
             held = part.bytes_held(row.estimate)
             lines.append((label, part.name, round(held), round(capacity)))
-    return _columns(("label", "part", "bytes", "capacity_bytes_per_gpu"), lines)
+    return from_lines(("label", "part", "bytes", "capacity_bytes_per_gpu"), lines)
+
+
+def _barred(rows: Sequence[Row]) -> set[int]:
+    """The rows that get a bar: the first of each kind before others, as many as there is room."""
+    kinds = {id(case) for case in study.kinds(row.case for row in rows)}
+    firsts = [row for row in rows if id(row.case) in kinds]
+    others = [row for row in rows if id(row.case) not in kinds]
+    return {id(row) for row in [*firsts, *others][:MOST_BARS]}
 
 
 def _limits(answers: Answers) -> Table:
@@ -296,7 +327,7 @@ def _limits(answers: Answers) -> Table:
         "attention_crossover_tokens": answers.attention_crossover_tokens,
         "kv_crossover_tokens": answers.kv_crossover_tokens,
     }
-    return _columns(list(facts), [list(facts.values())])
+    return from_lines(list(facts), [list(facts.values())])
 
 
 def _offers(answers: Answers) -> Table:
@@ -310,7 +341,7 @@ def _offers(answers: Answers) -> Table:
             total = round(offer.row.estimate.total_bytes_per_gpu)
             fits = bool(offer.row.estimate.fits)
             lines.append((printable(offer.flags), printable(offer.why), fits, total))
-    return _columns(("flags", "why", "fits", "total_bytes_per_gpu"), lines[:MOST_OFFERS])
+    return from_lines(("flags", "why", "fits", "total_bytes_per_gpu"), lines[:MOST_OFFERS])
 
 
 CURVE = (
@@ -382,7 +413,7 @@ def _lines(rows: Sequence[Row], row: Row) -> dict[str, Table]:
             crossings.append((label, longest, table["capacity_bytes_per_gpu"][0]))
     return {
         "contexts": {"columns": _round(lines)},
-        "crossings": _columns(("label", "context_tokens", "capacity_bytes_per_gpu"), crossings),
+        "crossings": from_lines(("label", "context_tokens", "capacity_bytes_per_gpu"), crossings),
     }
 
 
@@ -391,7 +422,7 @@ def _kind_labels(rows: Sequence[Row], cases: Sequence[Case]) -> list[str]:
     held = {id(each.case): each for each in rows}
     kinds = [held[id(case)] for case in cases]
     names = [name for name in varying(rows) if name not in ("context_tokens", "concurrency")]
-    said = [shorten(", ".join(_said(each, names or ["kv"])), LABEL) for each in kinds]
+    said = [_label(each, names or ["kv"]) for each in kinds]
     return said if len(set(said)) == len(said) else labels(kinds)
 
 
@@ -424,7 +455,7 @@ def _operations(row: Row) -> dict[str, Table]:
     )
     return {
         "operations": {"columns": _round(table)},
-        "roofs": _columns(names, points),
+        "roofs": from_lines(names, points),
         "kernels": _kernels(kernels),
     }
 
@@ -439,7 +470,7 @@ def _kernels(found: Sequence[Found]) -> Table:
             (stack, variant, each.measured_on, each.fit.rows, held.median, held.p90, standing)
         )
     names = ("stack", "kernel", "measured_on", "rows")
-    return _columns((*names, "median_error_share", "high_error_share", "use"), lines)
+    return from_lines((*names, "median_error_share", "high_error_share", "use"), lines)
 
 
 def _grid(rows: Sequence[Row], row: Row, gpus: Iterable[Gpu]) -> dict[str, Table]:
@@ -482,7 +513,7 @@ def _launch(engines: Sequence[EngineAnswer]) -> Table:
             )
         )
     names = ("engine", "launch", "starts", "reason", "kv_bytes_per_gpu", "kv_tokens")
-    return _columns((*names, "requests", "missing"), lines)
+    return from_lines((*names, "requests", "missing"), lines)
 
 
 def printable_lines(lines: Iterable[str]) -> str:
@@ -490,7 +521,7 @@ def printable_lines(lines: Iterable[str]) -> str:
     return "\n".join(printable(line) for line in lines)
 
 
-def _notes(rows: Sequence[Row], kept: Sequence[Row], row: Row) -> Table:
+def _notes(planned: int, kept: Sequence[Row], row: Row) -> Table:
     """Assumptions, sources and what was left out, each with its kind."""
     gpu = row.case.deployment.gpu
     found: list[tuple[str, str]] = []
@@ -511,11 +542,41 @@ def _notes(rows: Sequence[Row], kept: Sequence[Row], row: Row) -> Table:
     if power is not None:
         for name, source in power.sources.items():
             found.append((f"power: {_plain(name)}", printable(source)))
-    if len(rows) > len(kept):
-        text = f"{len(rows):,} rows were planned; the {len(kept)} that rank first are on this page"
+    if planned > len(kept):
+        text = (
+            f"{planned:,} rows were planned; {len(kept)} are on this page: the one to decide on, "
+            "the first as asked for, the best of each kind, then those that rank first. Curves and "
+            "sliders were planned anew at lengths and batches of their own"
+        )
         found.append(("left out", text))
-    return _columns(("about", "text"), found)
+    return from_lines(("about", "text"), found)
+
+
+SOURCED = {
+    "marketed_bytes": "memory as marketed",
+    "usable_bytes": "memory that can be used",
+    "bandwidth_bytes_per_s": "memory bandwidth",
+    "link_bytes_per_s": "bandwidth between GPUs",
+    "pcie_bytes_per_s": "bandwidth of the bus",
+    "sm_count": "streaming multiprocessors",
+    "boost_hz": "boost clock",
+    "l2_bytes": "L2 cache",
+    "tdp_w": "power limit",
+    "limit_w": "power limit",
+    "price_usd_per_hour": "price",
+    "peak_flops": "peak arithmetic in",
+    "idle_w": "at rest",
+    "busy_w": "whenever it works",
+    "attention": "attention's share",
+    "clock_exponent": "clock under a limit",
+    "joules_per_hbm_byte": "energy of a byte",
+    "joules_per_flop": "energy of a FLOP in",
+    "low": "low end of the interval",
+    "high": "high end of the interval",
+}
+"""What figures with a source are called."""
 
 
 def _plain(name: str) -> str:
-    return name.replace("_", " ").replace(".", " ")
+    figure, _, dtype = name.partition(".")
+    return f"{SOURCED.get(figure, figure.replace('_', ' '))} {dtype}".rstrip()

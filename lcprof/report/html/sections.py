@@ -10,7 +10,20 @@ from html import escape
 
 from lcprof.report.html.figures import head
 from lcprof.report.html.markup import Markup, section
-from lcprof.report.html.verdict import verdict
+from lcprof.report.html.run_sections import (
+    conditions,
+    hardware,
+    left_out,
+    measured,
+    run_verdict,
+    several,
+)
+from lcprof.report.html.verdict import plan_verdict
+
+
+def verdict(page: Markup) -> str:
+    """The answer of the plan; of runs alone, how far predictions were off."""
+    return plan_verdict(page) if "rows" in page.tables else run_verdict(page)
 
 
 def memory(page: Markup) -> str:
@@ -191,8 +204,8 @@ def strategies(page: Markup) -> str:
     if page.value("about", "rows_shown") != page.value("about", "rows_planned"):
         left = (
             f"<p>{page.figure('about', 'rows_shown')} of "
-            f"{page.figure('about', 'rows_planned')} rows are shown, those that rank first; charts "
-            "show fewer. A CSV of the plan holds all.</p>"
+            f"{page.figure('about', 'rows_planned')} rows are shown, those that rank first and "
+            "the best of each kind; charts show fewer. A CSV of the plan holds all.</p>"
         )
     pair = f'<div class="pair">{charts}</div>' if charts else ""
     return section("strategies", "Strategies", table, left, pair, _compare(page), _risks(page))
@@ -373,6 +386,16 @@ def launch(page: Markup) -> str:
     return section("launch", "Launch lines", *parts)
 
 
+TRUST = (
+    "<p>Bytes follow from the model's config and are exact, apart from activations, workspace and "
+    "runtime, which are estimates. Times are expected values: interpolated when all that weighs "
+    "lies within the measured shapes, extrapolated when some lies so many times beyond, "
+    "transported when another GPU or kernel was measured. A floor is what the data sheet allows "
+    "with everything overlapped; no engine is faster. TTFT, the time to the first token, is that "
+    "of one request alone; TPOT, the time per output token, that of a step of the whole batch.</p>"
+)
+
+
 def sources(page: Markup) -> str:
     """Assumptions, measured kernels, sources, and the command that rebuilds the page."""
     kernels = ""
@@ -383,26 +406,19 @@ def sources(page: Markup) -> str:
             f"{page.data_table('kernels', title='Measured kernels')}"
         )
     notes = page.data_table("notes", title="Assumptions and sources") if page.size("notes") else ""
-    words = (
-        "<p>Bytes follow from the model's config and are exact, apart from activations, workspace "
-        "and runtime, which are estimates. Times are expected values: interpolated when all that "
-        "weighs lies within the measured shapes, extrapolated when some lies so many times beyond, "
-        "transported when another GPU or kernel was measured. A floor is what the data sheet "
-        "allows with everything overlapped; no engine is faster. TTFT, the time to the first "
-        "token, is that of one request alone; TPOT, the time per output token, that of a step of "
-        "the whole batch.</p>"
-    )
     built = f"<p>lcprof {page.figure('about', 'lcprof_version')}"
     if page.value("about", "date"):
         built += f", {page.figure('about', 'date')}"
     built += ". This page is rebuilt by</p>"
     command = f'<pre tabindex="0">{page.figure("about", "command")}</pre>'
     rebuilt = built + command if page.value("about", "command") else ""
+    if "rows" not in page.tables:
+        return section("sources", "Provenance", rebuilt)
     heading = "<h3>Assumptions and sources</h3>" if notes else ""
     return section(
         "sources",
         "How far to trust it",
-        words,
+        TRUST,
         kernels,
         heading,
         notes,
@@ -416,9 +432,14 @@ SECTIONS: tuple[Callable[[Markup], str], ...] = (
     memory,
     time,
     strategies,
+    measured,
+    hardware,
+    several,
+    left_out,
     what_if,
     cost,
     launch,
+    conditions,
     sources,
 )
 """A page from its top to its end."""

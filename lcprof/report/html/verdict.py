@@ -12,7 +12,7 @@ NOTES_AS = {
 }
 
 
-def verdict(page: Markup) -> str:
+def plan_verdict(page: Markup) -> str:
     """The answer in a sentence, its figures, the configuration, and what would change it."""
     at = page.figure
     fits = page.value("rows", "fits")

@@ -12,10 +12,13 @@ from typing import Any
 import chromium
 import pytest
 import yaml
+from measuring import GPU, gpu_rows, written
 from pages import ROOT, built, columns, says
 
+from lcprof.cli import main
 from lcprof.report.html.figures import show
 
+pytest.importorskip("torch")
 pytestmark = [
     pytest.mark.skipif(chromium.found() is None, reason=chromium.HOW),
     pytest.mark.xdist_group("chromium"),
@@ -27,6 +30,9 @@ SCENARIOS = {
     "unmeasured": ["llama-3.1-8b-1m-one-h200.yaml", "--kv", "offload:fraction=50%"],
     "nothing fits": ["llama-3.1-8b-1m-one-h200.yaml", "--model", "llama-3.1-405b"],
 }
+RUNS = {"run": ["one"], "runs": ["one", "two"], "processor": ["cpu"], "empty": ["none"]}
+""""plan and run" is a page of both."""
+PAGES = [*SCENARIOS, *RUNS, "plan and run"]
 SIZES = [(1440, False), (768, False), (390, False), (1440, True), (390, True)]
 OUTSIDE = """[...document.querySelectorAll('.chart svg')].flatMap((svg) => {
   const box = svg.getBoundingClientRect();
@@ -67,10 +73,23 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dic
     for name, (file, *flags) in SCENARIOS.items():
         folder = tmp_path_factory.mktemp("page")
         made[name] = built(folder, f"{ROOT}/scenarios/{file}", *flags)
+    folder = tmp_path_factory.mktemp("runs")
+    written(folder / "one", gpu_rows(), **GPU)
+    written(folder / "two", gpu_rows(1.1), **{**GPU, "driver": "580.1"})
+    written(folder / "none", gpu_rows()[-8:])
+    flags = ["--device", "cpu", "--only", "gemm", "--sustained", "0.01 s"]
+    smoke = f"{ROOT}/scenarios/smoke.yaml"
+    assert main(["measure", smoke, *flags, "-o", str(folder / "cpu")]) == 0
+    for name, runs in RUNS.items():
+        places = [str(folder / run) for run in runs]
+        made[name] = built(tmp_path_factory.mktemp("page"), *places)
+    made["plan and run"] = built(
+        tmp_path_factory.mktemp("page"), smoke, "--kv", "bf16", str(folder / "one")
+    )
     return made
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", PAGES)
 @pytest.mark.parametrize(("width", "dark"), SIZES)
 def test_a_page_opens_whole(
     tab: chromium.Tab, pages: dict[str, Any], name: str, width: int, dark: bool
@@ -83,8 +102,8 @@ def test_a_page_opens_whole(
         "[...document.querySelectorAll('.chart')].map((place) => "
         "place.querySelectorAll('svg path, svg line').length)"
     )
-    assert len(marks) >= 2
-    assert min(marks) > 4
+    assert len(marks) >= (0 if name == "empty" else 2)
+    assert min(marks, default=5) > 4
     assert tab.evaluate("document.documentElement.scrollWidth") == width
     assert tab.evaluate(OUTSIDE) == []
 
@@ -167,6 +186,14 @@ def test_script_and_page_word_figures_alike(tab: chromium.Tab, pages: dict[str, 
         for name, values in columns(record["tables"][table]).items()
         for value in values[:12]
     ]
+    _, run = pages["runs"]
+    asked += [
+        (name, value)
+        for table in ("runs", "points", "errors", "ceilings", "board", "changes")
+        for name, values in columns(run["tables"][table]).items()
+        for value in values[:12]
+    ]
+    asked += [("bias_error", value) for value in (-1e-17, 2e-5, 0.0, 12.5)]
     # Ties between two roundings, both ways.
     asked += [("energy_j", 17450.0), ("energy_j", 17550.0), ("ttft_s", 0.25), ("total_bytes", 1125)]
     asked += [("ttft_s", value) for value in (1.125, 10.25, 1025.0, 0.01025)]
@@ -174,10 +201,31 @@ def test_script_and_page_word_figures_alike(tab: chromium.Tab, pages: dict[str, 
     assert tab.evaluate(code) == [show(name, value) for name, value in asked]
 
 
+def test_paper_shows_runs_section_by_section(tab: chromium.Tab, pages: dict[str, Any]) -> None:
+    tab.open(pages["run"][0], media="print")
+    parts = tab.evaluate("[...document.querySelectorAll('section')].map((part) => part.id)")
+    assert parts == ["verdict", "measured", "hardware", "left-out", "conditions", "sources"]
+    assert tab.pdf_pages() >= len(parts)
+
+
+def test_every_chart_of_a_run_is_drawn(tab: chromium.Tab, pages: dict[str, Any]) -> None:
+    tab.open(pages["run"][0])
+    code = "[...document.querySelectorAll('.chart')].map((place) => [place.dataset.chart, %s])"
+    marks = "place.querySelectorAll('.mark-symbol path, .mark-line path').length"
+    drawn = dict(tab.evaluate(code % marks))
+    assert list(drawn) == [
+        "parity", "errors-by-length", "errors-by-operation", "floors", "took", "counters",
+        "sustained", "power-over-time", "clock-over-time",
+    ]  # fmt: skip
+    # 4 operations at 8 lengths and 3 matrix products; those see no context.
+    assert drawn["parity"] >= drawn["took"] >= 35
+    assert drawn["errors-by-length"] >= 32
+
+
 def test_a_csv_holds_its_table(tab: chromium.Tab, pages: dict[str, Any]) -> None:
-    page, record = pages["table"]
+    page, record = pages["plan and run"]
     tab.open(page)
-    for table in ("rows", "grid_prompts", "operations"):
+    for table in ("rows", "grid_prompts", "operations", "points", "board"):
         text = tab.evaluate(f"window.lcprof.save('{table}')")
         lines = list(csv.DictReader(io.StringIO(text)))
         held = columns(record["tables"][table])

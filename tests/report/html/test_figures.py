@@ -39,3 +39,23 @@ from lcprof.report.html.figures import show
 )
 def test_show(column: str, value: object, words: str) -> None:
     assert show(column, value) == words
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "words"),
+    [
+        ("seconds_predicted", 0.0262, "26.2 ms"),
+        ("sustained_s_measured", 2.0, "2 s"),
+        ("energy_j_predicted", 15.1, "15.1 J"),
+        ("hbm_bytes_measured", 1e9, "1.00 GB"),
+        ("hbm_bytes_error", 0.0312, "+3.12%"),
+        ("seconds_error", -0.5, "-50%"),
+        ("bias_error", 1e-17, "0%"),
+        ("flops_points", 1234, "1,234"),
+        ("sm_clock_hz", 1.98e9, "1.98 GHz"),
+        ("temperature_c", 61.4, "61 °C"),
+        ("measured_over_floor", 1.4286, "x1.43"),
+    ],
+)
+def test_show_what_was_measured(column: str, value: object, words: str) -> None:
+    assert show(column, value) == words
