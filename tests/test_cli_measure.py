@@ -33,6 +33,7 @@ output: 16
 concurrency: 2
 kv: [bf16, h2o]
 """
+KILLS = 10
 QUICK = ["--device", "cpu", "--sustained", "0"]
 
 Output = pytest.CaptureFixture[str]
@@ -197,6 +198,29 @@ def test_no_point_begins_after_the_budget(tiny: str, tmp_path: Path, capsys: Out
     assert main([*command, "--budget", "1e-9"]) == 3
     told = capsys.readouterr().err
     assert told == "stopped: the budget of 1e-09 s is spent; 7 points are left; --resume goes on\n"
+
+
+def test_a_run_killed_at_ten_random_moments_loses_nothing(tiny: str, tmp_path: Path) -> None:
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "measure_cli_worker.py"), str(tmp_path / "run"), tiny,
+         str(KILLS)],
+        capture_output=True, text=True, check=False, timeout=300,
+        env={**os.environ, "PYTHONPATH": paths},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    record = tmp_path / "run" / "record.jsonl"
+    before = b""
+    for path in [*sorted(tmp_path.glob("after-*.jsonl")), record]:
+        now = path.read_bytes()
+        # What was whole when a run was killed stands there for good.
+        assert now.startswith(before), path.name
+        before = now[: now.rfind(b"\n") + 1]
+    lines = [json.loads(line) for line in record.read_text().splitlines()]
+    keys = [line["key"] for line in lines if line["line"] == "row"]
+    assert len(keys) == len(set(keys))
+    assert set(keys) == set(read_record(tmp_path / "whole").rows)
+    assert sum(line["line"] == "resumption" for line in lines) >= KILLS // 2
 
 
 def test_ctrl_c_leaves_a_row_and_one_line(tmp_path: Path) -> None:
