@@ -16,6 +16,7 @@ from lcprof.errors import Fault, InputError, shown
 
 if TYPE_CHECKING:
     from lcprof.plan.row import Row
+    from lcprof.scenario.measuring import Measuring
 
 AXES: dict[str, tuple[str, str]] = {
     "model": ("NAME", "catalog name, config.json, its folder, or a Hub id"),
@@ -61,12 +62,13 @@ def axis_options(command: F) -> F:
 
 
 class Asked(Struct, frozen=True, kw_only=True):
-    """The rows that file and flags ask for, the file's question and note, and the scenario keys
-    given."""
+    """The rows that file and flags ask for, the file's question, note and `measure` block, and the
+    scenario keys given."""
 
     rows: list[Row]
     question: str
     note: str = ""
+    measure: Measuring
     keys: frozenset[str]
 
 
@@ -101,6 +103,7 @@ def plan_asked(
         rows=plan_cases(cases),
         question=read.question,
         note=read.note,
+        measure=read.measure,
         keys=frozenset(data),
     )
 

@@ -104,6 +104,10 @@ def test_a_torn_record_is_told_and_goes_on(tiny: str, tmp_path: Path, capsys: Ou
         (["--impl", "lcpro"], "--impl: given 'lcpro'; expected an implementation; did you mean"),
         (["--only", "gem"], "--only: given 'gem'; expected an operation; did you mean gemm?"),
         (["--budget", "soon"], "--budget: given 'soon'; expected a duration"),
+        (["--max-batch", "few"], "--max-batch: given 'few'; expected a whole number of sequences"),
+        (["--max-batch", "1"], "--max-batch: given '1'; expected at least the least"),
+        (["--max-context", "x"], "--max-context: given 'x'; expected tokens"),
+        (["--max-context", "100"], "--max-context: given '100'; expected at least"),
         (["--sustained", "-1"], "--sustained: given '-1'; expected a duration"),
         (["--kv", "nonsense"], "--kv: given 'nonsense'"),
         (["-o", "/dev/null/run"], "-o: given '/dev/null/run/record.jsonl'; expected a record that"),
@@ -173,6 +177,44 @@ def test_a_full_disk_is_one_line(
     assert main([*command, "--resume"]) == 0
 
 
+def test_a_scenario_says_what_of_it_is_measured_and_flags_win(tiny: str, tmp_path: Path) -> None:
+    block = """\
+measure: {only: [decode_attention], impl: torch, budget: 5m, sustained: 0, max_context: 256,
+          max_batch: 2}
+"""
+    wide = TINY.replace("context: 256", "context: [256, 512]")
+    wide = wide.replace("concurrency: 2", "concurrency: [2, 4]")
+    Path(tiny).write_text(wide + block)
+    run = tmp_path / "run"
+    assert main(["measure", tiny, "--device", "cpu", "-o", str(run)]) == 3
+    rows = list(read_record(run).rows.values())
+    # Contiguous or paged by PyTorch's reference, which it does not have, and h2o.
+    assert {(row.operation, row.status) for row in rows} == {("decode_attention", "not measurable")}
+    assert {row.shape["context_tokens"] for row in rows} == {256}
+    assert {row.shape["batch"] for row in rows} == {2}
+    flags = ["--impl", "naive", "--max-context", "512", "--max-batch", "2"]
+    run = tmp_path / "flags"
+    assert main(["measure", tiny, "--device", "cpu", "-o", str(run), *flags]) == 0
+    rows = [row for row in read_record(run).rows.values() if row.status == "measured"]
+    assert {row.shape["context_tokens"] for row in rows} == {256, 512}
+    assert {row.shape["batch"] for row in rows} == {2}
+    assert all(row.measured.sustained_s is None for row in rows)
+
+
+def test_faults_of_the_measure_block_come_all_at_once(tiny: str, capsys: Output) -> None:
+    with Path(tiny).open("a") as file:
+        file.write("measure: {only: gem, impl: [lcprof, 3], budget: 0, max_contxt: 1}\n")
+    assert main(["measure", tiny, *QUICK]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 4
+    assert "measure.max_contxt: given an unknown key" in told[0]
+    assert "measure.only: given 'gem'; expected a known name; did you mean gemm?" in told[1]
+    assert "measure.impl: given 3; expected a known name; lcprof, torch, naive" in told[2]
+    assert "measure.budget: given 0; expected a duration" in told[3]
+    # A plan refuses what is wrong, and has no other use for the block.
+    assert main(["plan", tiny]) == 2
+
+
 def test_several_scenarios_are_one_run(tiny: str, tmp_path: Path) -> None:
     """The second has the first's points, and one more length."""
     longer = tmp_path / "longer.yaml"
@@ -190,7 +232,9 @@ def test_nothing_to_measure_and_no_time_are_told(tiny: str, capsys: Output) -> N
     assert main(["measure", "--device", "cpu"]) == 2
     assert "expected a scenario, flags that make one, or --ceilings" in error(capsys)
     assert main(["measure", tiny, *QUICK, "--budget", "0"]) == 2
-    assert error(capsys) == "error: --budget: given '0'; expected longer than 0 s"
+    assert error(capsys).startswith("error: --budget: given '0'; expected a duration, as 45 s")
+    assert main(["measure", tiny, *QUICK, "--max-batch", "0"]) == 2
+    assert error(capsys) == "error: --max-batch: given '0'; expected at least 1"
 
 
 def test_no_point_begins_after_the_budget(tiny: str, tmp_path: Path, capsys: Output) -> None:

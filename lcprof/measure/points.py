@@ -30,36 +30,22 @@ from lcprof.domain.model import (
     Matrix,
     Mixer,
 )
+from lcprof.domain.operations import (
+    ALL,
+    OPERATIONS,
+    STACKS,
+    UNPLANNED,
+    implementation_names,
+    operation_names,
+)
 from lcprof.errors import InputError, nearest
 from lcprof.num import ceil_div
 
 Shape = Mapping[str, int | float | str]
 Entries = dict[str, int | float | str]
 
-OPERATIONS: Mapping[str, tuple[str, ...]] = {
-    "prefill_attention": ("triton", "flash", "cudnn", "naive"),
-    "mla_prefill": ("triton", "naive"),
-    "decode_attention": ("triton", "flash", "cudnn", "naive"),
-    "quantised_decode": ("triton", "torch", "naive"),
-    "quest_decode": ("triton", "naive"),
-    "mla_decode": ("triton", "naive"),
-    "token_scores": ("triton", "naive"),
-    "sparse_mla_decode": ("triton",),
-    "append": ("triton", "torch"),
-    "gemm": ("torch",),
-    "attention_backward": ("triton", "flash", "cudnn", "naive"),
-}
-"""Every operation and who can compute it: `impl=` of its kernel, or PyTorch itself."""
-UNPLANNED = ("attention_backward",)
-"""What no plan has, as it belongs to training; measured where `--only` asks for it."""
-STACKS: Mapping[str, tuple[str, ...]] = {
-    "lcprof": ("triton",),
-    "torch": ("flash", "cudnn", "torch"),
-    "naive": ("naive",),
-}
-"""Names for several implementations at once."""
 EVERYWHERE: Mapping[str, tuple[str, ...]] = {"gemm": ("torch",)}
-"""Matrix products are PyTorch's under each of them."""
+"""Matrix products are PyTorch's under each stack."""
 ON_CPU = ("naive", "torch")
 QUANTISED_PAGE = 64
 MLA_WIDTHS = (512, 64)
@@ -117,14 +103,13 @@ class Point(Struct, frozen=True, kw_only=True, eq=False):
 def implementations(names: Sequence[str], device: str) -> tuple[str, ...]:
     """The implementations that `--impl` names; by default our own on a GPU, on a CPU the
     references. Raises InputError for a name that none has."""
-    known = {impl for found in OPERATIONS.values() for impl in found}
     if not names and device == "cpu":
         return ON_CPU
     chosen: list[str] = []
+    known = implementation_names()
     for name in names or ("lcprof",):
-        if name not in known and name not in STACKS:
-            every = [*STACKS, *sorted(known - set(STACKS))]
-            hint = nearest(name, every) or "one of " + ", ".join(every)
+        if name not in known:
+            hint = nearest(name, known) or "one of " + ", ".join(known)
             raise InputError.one("--impl", given=name, expected=f"an implementation; {hint}")
         chosen += STACKS.get(name, (name,))
     return tuple(dict.fromkeys(chosen))
@@ -133,12 +118,13 @@ def implementations(names: Sequence[str], device: str) -> tuple[str, ...]:
 def chosen_operations(names: Sequence[str]) -> tuple[str, ...]:
     """The operations that `--only` names ("all": every one), without one all that a plan has.
     Raises InputError for another name."""
-    if "all" in names:
-        return tuple(OPERATIONS)
+    known = operation_names()
     for name in names:
-        if name not in OPERATIONS:
-            hint = nearest(name, OPERATIONS) or "all, or one of " + ", ".join(OPERATIONS)
+        if name not in known:
+            hint = nearest(name, known) or ", or one of ".join((ALL, ", ".join(OPERATIONS)))
             raise InputError.one("--only", given=name, expected=f"an operation; {hint}")
+    if ALL in names:
+        return tuple(OPERATIONS)
     return tuple(names) or tuple(name for name in OPERATIONS if name not in UNPLANNED)
 
 

@@ -12,10 +12,10 @@ import pytest
 from lcprof.domain.case import Case
 from lcprof.domain.gpu import Gpu
 from lcprof.domain.kv import STRATEGIES
+from lcprof.domain.operations import OPERATIONS
 from lcprof.errors import InputError
 from lcprof.measure.floors import Prediction, floors, join
 from lcprof.measure.points import (
-    OPERATIONS,
     Point,
     chosen_operations,
     implementations,

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from lcprof.domain.kv.dense import Dense
-from lcprof.measure.points import OPERATIONS, Part, Point
+from lcprof.domain.operations import OPERATIONS
+from lcprof.measure.points import Part, Point
 from lcprof.measure.shapes import needed, peaks
 from lcprof.measure.work import PointWorkshop, prepare
 from lcprof_kernels.caches import CompressedCache
