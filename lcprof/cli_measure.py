@@ -103,7 +103,7 @@ def measure(
     wish = Wish(
         run=folder,
         points=points,
-        predictions=_predictions(points, sheet),
+        predictions=_predictions(points, sheet, session.facts.power_limit_w),
         scenario=_scenario_text(scenarios, axes, settings),
         command=("lcprof", *sys.argv[1:]),
         ceilings=ceilings,
@@ -136,14 +136,21 @@ def _stem(scenarios: Sequence[str], *, bare: bool) -> str:
     return first.stem if len(scenarios) == 1 else first.resolve().parent.name or "several"
 
 
-def _predictions(points: Sequence[Point], sheet: Gpu | None) -> list[Prediction]:
-    """Floors of points and what calibrations expect of them, on the GPU of a data sheet."""
-    from lcprof.calibrate.predictions import expectations
+def _predictions(
+    points: Sequence[Point], sheet: Gpu | None, limit_w: float | None
+) -> list[Prediction]:
+    """Floors of points and what calibrations expect of them, on the GPU of a data sheet that is
+    held to a power limit; beside it what would be expected without any measurement on it."""
+    from lcprof.calibrate.predictions import expectations, uncalibrated
     from lcprof.measure.floors import floors
-    from lcprof.plan.fits import fits_for
+    from lcprof.plan.fits import fits_for, power_for, published_fits
 
-    expected = [] if sheet is None else expectations(points, sheet, fits_for(sheet))
-    return [*floors(points, sheet), *expected]
+    found = floors(points, sheet)
+    if sheet is not None:
+        power = power_for(sheet, limit_w)
+        found += expectations(points, sheet, fits_for(sheet), power)
+        found += uncalibrated(points, sheet, published_fits(sheet), power)
+    return found
 
 
 def _measured_status(folder: Path, outcome: Outcome) -> int:

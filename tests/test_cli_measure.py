@@ -339,8 +339,8 @@ def test_a_limit_on_errors_is_for_expectations(tmp_path: Path, capsys: Output) -
 
 
 def test_a_run_as_csv(tmp_path: Path, capsys: Output) -> None:
-    told = Predicted(seconds=0.9e-3, hbm_bytes=5.0)
-    got = Measured(burst_s=1e-3, throttle=("power limit",), power_w=650.0)
+    told = Predicted(seconds=0.9e-3, hbm_bytes=5.0, energy_j=0.5, uncalibrated_s=2e-3)
+    got = Measured(burst_s=1e-3, throttle=("power limit",), power_w=650.0, energy_j=0.4)
     failed = row("y", status="failed", reason="no", measured=Measured())
     run = written(tmp_path / "a", row("x", predicted=told, measured=got), failed)
     assert main(["compare", run, "--csv", str(tmp_path / "rows.csv")]) == 0
@@ -349,6 +349,9 @@ def test_a_run_as_csv(tmp_path: Path, capsys: Output) -> None:
     assert (first["seconds_predicted"], first["seconds_measured"]) == ("0.0009", "0.001")
     assert float(first["seconds_error"]) == pytest.approx(-0.1)
     assert (first["hbm_bytes_predicted"], first["hbm_bytes_measured"]) == ("5.0", "")
+    assert (first["energy_j_predicted"], first["energy_j_measured"]) == ("0.5", "0.4")
+    assert float(first["energy_j_error"]) == pytest.approx(0.25)
+    assert (first["sustained_s_predicted"], first["uncalibrated_s"]) == ("", "0.002")
     assert (first["throttle"], first["power_w"], first["shape"]) == (
         "power limit",
         "650.0",

@@ -5,18 +5,64 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from lcprof.measure.record import Record
 from lcprof.measure.row import Row
+from lcprof.num import quantile
 
-METRICS = (
-    ("seconds", "seconds", "burst_s"),
-    ("hbm_bytes", "hbm_bytes", "hbm_bytes"),
-    ("flops", "flops", "flops"),
-    ("peak_bytes", "peak_bytes", "peak_allocated_bytes"),
+
+class Metric(Struct, frozen=True, kw_only=True):
+    """What is compared: its name, the prediction's field, those of its interval ("" without one)
+    and of its basis, the measurement's column."""
+
+    name: str
+    predicted: str
+    measured: str
+    low: str = ""
+    high: str = ""
+    basis: str = "basis"
+
+
+SECONDS = Metric(name="seconds", predicted="seconds", measured="burst_s", low="low", high="high")
+SUSTAINED = Metric(
+    name="sustained_s",
+    predicted="sustained_s",
+    measured="sustained_s",
+    low="sustained_low_s",
+    high="sustained_high_s",
 )
-"""Metric, the prediction's field, the measurement's."""
+ENERGY = Metric(
+    name="energy_j",
+    predicted="energy_j",
+    measured="energy_j",
+    low="energy_low_j",
+    high="energy_high_j",
+)
+METRICS = (
+    SECONDS,
+    SUSTAINED,
+    ENERGY,
+    Metric(name="hbm_bytes", predicted="hbm_bytes", measured="hbm_bytes"),
+    Metric(name="flops", predicted="flops", measured="flops"),
+    Metric(name="peak_bytes", predicted="peak_bytes", measured="peak_allocated_bytes"),
+)
+"""What is expected of a row."""
+UNCALIBRATED = {
+    f"uncalibrated_{suffix}": Metric(
+        name=f"uncalibrated_{suffix}",
+        predicted=f"uncalibrated_{suffix}",
+        measured=metric.measured,
+        basis="uncalibrated_basis",
+    )
+    for suffix, metric in (("s", SECONDS), ("sustained_s", SUSTAINED), ("energy_j", ENERGY))
+}
+"""What would be expected had nothing been measured on this GPU, by metric."""
+IN_A_ROW = (SUSTAINED.measured, ENERGY.measured)
+"""Columns of calls one after the other, which predictions take to read all from memory."""
 FLOOR = "floor_s"
+BESIDE = frozenset({FLOOR, *UNCALIBRATED})
+"""Metrics that stand beside expectations; no limit on errors applies to them."""
 LEAST_TENSOR = 0.2
 """Share of the time that tensor cores must work for their FLOPs to be compared: below it, most of
 what they do is padding of small tiles."""
@@ -29,7 +75,8 @@ CONDITIONS = ("gpu", "gpu_uuid_sha256", "device", "driver", "cuda", "torch", "tr
 class Residual(Struct, frozen=True, kw_only=True):
     """One metric of one row: predicted / measured - 1 is its error.
 
-    A floor is no expectation: its metric is "floor_s", and no limit on errors applies to it.
+    Floors ("floor_s") and what is uncalibrated ("uncalibrated_s", ...) stand beside expectations:
+    no limit on errors applies to them.
     `inside` says whether the measurement lay in the predicted interval, None where there was none.
     """
 
@@ -66,49 +113,46 @@ class Difference(Struct, frozen=True, kw_only=True):
 
 
 def residuals(rows: Iterable[Row]) -> list[Residual]:
-    """Every metric that was both predicted and measured, the worst first, floors last.
+    """Every metric that was both predicted and measured, the worst first; floors and what is
+    uncalibrated after them.
 
-    FLOPs by hardware counters are those that tensor cores did, padding included.
+    FLOPs by hardware counters are those that tensor cores did, padding included. Calls one after
+    the other that find their input in the L2 are not what was predicted.
     """
     found: list[Residual] = []
     for row in rows:
         if row.status != "measured":
             continue
         told, got = row.predicted, row.measured
-        for metric, field, column in METRICS:
-            predicted, measured = getattr(told, field), getattr(got, column)
-            if metric == "flops" and (got.tensor_utilisation or 1.0) < LEAST_TENSOR:
+        for metric in (*METRICS, *UNCALIBRATED.values()):
+            padded = metric.name == "flops" and (got.tensor_utilisation or 1.0) < LEAST_TENSOR
+            if padded or (got.warm and metric.measured in IN_A_ROW):
                 continue
-            inside = None
-            if metric == "seconds" and told.low is not None and told.high is not None and measured:
-                inside = told.low <= measured <= told.high
-            found += _residual(row, metric, predicted, measured, told.basis, inside)
+            found += _residual(row, metric)
         basis = f"data sheet of {told.floor_gpu}" if told.floor_gpu else "data sheet"
-        found += _residual(row, FLOOR, told.floor_s, got.burst_s, basis, None)
-    return sorted(found, key=lambda each: (each.metric == FLOOR, -abs(each.error)))
+        floor = Metric(name=FLOOR, predicted=FLOOR, measured=SECONDS.measured)
+        found += [replace(each, basis=basis, held_out=None) for each in _residual(row, floor)]
+    return sorted(found, key=lambda each: (each.metric in BESIDE, -abs(each.error)))
 
 
-def _residual(
-    row: Row,
-    metric: str,
-    predicted: float | None,
-    measured: float | None,
-    basis: str,
-    inside: bool | None,
-) -> list[Residual]:
+def _residual(row: Row, metric: Metric) -> list[Residual]:
+    told = row.predicted
+    predicted, measured = getattr(told, metric.predicted), getattr(row.measured, metric.measured)
     if not predicted or not measured:
         return []
+    low, high = (getattr(told, name) if name else None for name in (metric.low, metric.high))
+    inside = None if low is None or high is None else low <= measured <= high
     return [
         Residual(
             key=row.key,
             op=row.operation,
             implementation=row.implementation,
-            metric=metric,
+            metric=metric.name,
             predicted=predicted,
             measured=measured,
             error=predicted / measured - 1.0,
-            held_out=row.predicted.held_out,
-            basis=basis,
+            held_out=None if metric.name in BESIDE else told.held_out,
+            basis=getattr(told, metric.basis),
             inside=inside,
         )
     ]
@@ -116,7 +160,54 @@ def _residual(
 
 def expectations(found: Sequence[Residual]) -> list[Residual]:
     """Those that a limit on errors applies to."""
-    return [each for each in found if each.metric != FLOOR]
+    return [each for each in found if each.metric not in BESIDE]
+
+
+class Summary(Struct, frozen=True, kw_only=True):
+    """One metric over all rows: median and 90 % quantile of |error|, and the share of measurements
+    within the predicted interval (None without one). `uncalibrated` has median and quantile of the
+    same rows had nothing been measured on this GPU, None where that is not predicted."""
+
+    metric: str
+    rows: int
+    median: float
+    p90: float
+    inside: float | None = None
+    uncalibrated: tuple[float, float] | None = None
+
+
+def summaries(found: Sequence[Residual]) -> list[Summary]:
+    """Each metric that is expected, in the order of `METRICS`."""
+    without = {
+        metric.name: name
+        for metric in METRICS
+        for name, other in UNCALIBRATED.items()
+        if other.measured == metric.measured
+    }
+    made = []
+    for metric in METRICS:
+        mine = [each for each in found if each.metric == metric.name]
+        if not mine:
+            continue
+        keys = {each.key for each in mine}
+        beside = [e for e in found if e.metric == without.get(metric.name) and e.key in keys]
+        within = [each.inside for each in mine if each.inside is not None]
+        made.append(
+            Summary(
+                metric=metric.name,
+                rows=len(mine),
+                median=_size(mine, 0.5),
+                p90=_size(mine, 0.9),
+                inside=sum(within) / len(within) if within else None,
+                uncalibrated=(_size(beside, 0.5), _size(beside, 0.9)) if beside else None,
+            )
+        )
+    return made
+
+
+def _size(found: Sequence[Residual], share: float) -> float:
+    """A quantile of the sizes of errors."""
+    return quantile([abs(each.error) for each in found], share)
 
 
 def changes(first: Record, second: Record) -> list[Change]:

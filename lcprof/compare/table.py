@@ -22,20 +22,15 @@ def columns(row: Row) -> dict[str, Any]:
     told, got = row.predicted, row.measured
     table: dict[str, Any] = {name: getattr(row, name) for name in SAID}
     table["shape"] = " ".join(f"{name}={value}" for name, value in row.shape.items())
-    for metric, field, column in METRICS:
-        predicted, measured = getattr(told, field), getattr(got, column)
-        table[f"{metric}_predicted"] = predicted
-        table[f"{metric}_measured"] = measured
-        table[f"{metric}_error"] = predicted / measured - 1 if predicted and measured else None
-    table |= {
-        "seconds_low": told.low,
-        "seconds_high": told.high,
-        "basis": told.basis,
-        "held_out": told.held_out,
-        "floor_s": told.floor_s,
-        "floor_gpu": told.floor_gpu,
-    }
-    twice = {column for _, _, column in METRICS}
+    for metric in METRICS:
+        predicted, measured = getattr(told, metric.predicted), getattr(got, metric.measured)
+        table[f"{metric.name}_predicted"] = predicted
+        table[f"{metric.name}_measured"] = measured
+        table[f"{metric.name}_error"] = predicted / measured - 1 if predicted and measured else None
+    table |= {"seconds_low": told.low, "seconds_high": told.high}
+    named = {metric.predicted for metric in METRICS} | {"low", "high"}
+    table |= {name: value for name, value in asdict(told).items() if name not in named}
+    twice = {metric.measured for metric in METRICS}
     rest = {name: value for name, value in asdict(got).items() if name not in twice}
     for name in LISTED:
         rest.pop(name)

@@ -72,6 +72,9 @@ class Predicted(Struct, frozen=True, kw_only=True, omit_defaults=True):
     `floor_s` is what physics allows at the data sheet's rates of `floor_gpu`; `seconds`, between
     `low` and `high` in nine cases of ten, is an expectation, and `basis` says where it comes from.
     `held_out`: whether its fit had not seen this point; None where nothing was fitted.
+    `sustained_s` and `energy_j`, with intervals likewise, are of calls one after the other under
+    the power limit. What is `uncalibrated` knows the data sheet and what was published of other
+    GPUs, and nothing that was measured on this one.
     """
 
     flops: float | None = None
@@ -84,6 +87,16 @@ class Predicted(Struct, frozen=True, kw_only=True, omit_defaults=True):
     high: float | None = None
     basis: str = ""
     held_out: bool | None = None
+    sustained_s: float | None = None
+    sustained_low_s: float | None = None
+    sustained_high_s: float | None = None
+    energy_j: float | None = None
+    energy_low_j: float | None = None
+    energy_high_j: float | None = None
+    uncalibrated_s: float | None = None
+    uncalibrated_sustained_s: float | None = None
+    uncalibrated_energy_j: float | None = None
+    uncalibrated_basis: str = ""
 
 
 class Kernel(Struct, frozen=True, kw_only=True, omit_defaults=True):

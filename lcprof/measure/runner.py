@@ -28,6 +28,7 @@ from lcprof.measure.board import (
 from lcprof.measure.device import Call, Device, is_lost, is_out_of_memory
 from lcprof.measure.points import Shape
 from lcprof.measure.row import Measured, Predicted, Row, Status
+from lcprof.num import quantile
 from lcprof.units import show_bytes
 
 OVERHEAD_S = 0.5
@@ -387,15 +388,6 @@ class Runner:
         each_s = told.seconds or told.floor_s or 0.0
         burst_s = max(self.settings.burst_s, self.settings.least_rounds * each_s)
         return OVERHEAD_S + burst_s + max(self.settings.sustained_s, each_s) + 3 * each_s
-
-
-def quantile(values: Sequence[float], share: float) -> float:
-    """The value below which a share of `values` lies, linear between neighbours."""
-    ordered = sorted(values)
-    place = share * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
 
 def _left_s(taken_s: float, done_s: float, left_s: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from lcprof.compare.residuals import FLOOR, Change, Difference, Residual
+from lcprof.compare.residuals import BESIDE, FLOOR, Change, Difference, Residual, summaries
 from lcprof.report.screen import printable
 from lcprof.units import show_bytes, show_count, show_seconds
 
@@ -76,6 +76,7 @@ def record_page(
         page += _row_lines(row, by_key.get(row.key, []))
     if shown is not None and len(measured) > shown:
         page.append(Text(f"{len(measured) - shown} more: lcprof compare shows them"))
+    page += [Text(printable(line)) for line in _summary(found)]
     page += _unmeasured([row for row in rows if row.status != "measured"])
     empty = dict.fromkeys(
         f"{why}: {', '.join(_columns_of(measured, why))}"
@@ -84,6 +85,24 @@ def record_page(
     )
     page += [Text(printable(f"empty, {line}"), style="dim") for line in empty]
     return [*page, Text(LEGEND, style="dim")]
+
+
+def _summary(found: Sequence[Residual]) -> list[str]:
+    """How wrong each metric's predictions were over all rows, and had nothing been calibrated."""
+    lines = []
+    for each in summaries(found):
+        rows = f"{each.rows} row{'s' * (each.rows != 1)}"
+        line = f"{each.metric}: error {_sizes(each.median, each.p90)} of {rows}"
+        if each.inside is not None:
+            line += f", {100 * each.inside:.0f}% within the interval"
+        if each.uncalibrated is not None:
+            line += f"; uncalibrated {_sizes(*each.uncalibrated)}"
+        lines.append(line)
+    return lines
+
+
+def _sizes(median: float, p90: float) -> str:
+    return f"{100 * median:.1f}% median, {100 * p90:.1f}% p90"
 
 
 def _place(record: Record) -> RenderableType:
@@ -143,7 +162,7 @@ def _row_lines(row: Row, found: Sequence[Residual]) -> list[RenderableType]:
     for each in found:
         if each.metric == FLOOR:
             parts.append(f"{each.measured / each.predicted:.3g} x floor")
-        else:
+        elif each.metric not in BESIDE:
             seen = ", seen by its fit" if each.held_out is False else ""
             basis = f" ({each.basis}{seen})" if each.basis and each.metric == "seconds" else ""
             parts.append(f"{each.metric} error {100 * each.error:+.1f}%{basis}")

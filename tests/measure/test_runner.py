@@ -11,7 +11,8 @@ from measuring import Board, Clock, Device, RefusalError, Task, Workshop
 from lcprof.errors import InputError
 from lcprof.measure.board import LostDeviceError, NoBoard
 from lcprof.measure.row import Predicted, Row
-from lcprof.measure.runner import Outcome, Progress, Runner, Settings, quantile
+from lcprof.measure.runner import Outcome, Progress, Runner, Settings
+from lcprof.num import quantile
 
 QUICK = Settings(burst_s=0.01, sustained_s=0.05, flops_per_cycle=1000.0)
 
