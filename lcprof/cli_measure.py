@@ -54,6 +54,7 @@ result was wrong or the GPU was lost, 2 for bad input, 130 after Ctrl-C."""
 @click.option("--max-batch", metavar="N", help="leave out more sequences at once")
 @click.option("--max-context", metavar="TOKENS", help="leave out longer prompts")
 @click.option("--ceilings", is_flag=True, help="bandwidths, products and launches first")
+@click.option("--counters", is_flag=True, help="bytes and FLOPs by Nsight Compute, point by point")
 @click.option("--trace", is_flag=True, help="keep each point's Chrome trace in RUN/traces")
 @click.option("--resume", is_flag=True, help="go on with the record in RUN")
 @click.option("--beside-others", is_flag=True, help="although other processes use the GPU")
@@ -69,6 +70,7 @@ def measure(
     max_batch: str | None,
     max_context: str | None,
     ceilings: bool,
+    counters: bool,
     trace: bool,
     resume: bool,
     beside_others: bool,
@@ -82,7 +84,7 @@ def measure(
     from lcprof.measure.machine import catalogued, flops_per_cycle
     from lcprof.measure.record import record_path
     from lcprof.measure.runner import Settings
-    from lcprof.measure.session import Wish, open_session, run_session
+    from lcprof.measure.session import Wish, counter_of, open_session, run_session
     from lcprof.report.progress import measuring
 
     flags = _measuring(impls, only, budget, sustained, max_batch, max_context)
@@ -108,6 +110,7 @@ def measure(
         command=("lcprof", *sys.argv[1:]),
         ceilings=ceilings,
         resume=resume,
+        counter=counter_of(device) if counters else None,
     )
     how = Settings(
         budget_s=_longest(each.budget for each in taken),

@@ -43,8 +43,8 @@ METRICS = (
     SECONDS,
     SUSTAINED,
     ENERGY,
-    Metric(name="hbm_bytes", predicted="hbm_bytes", measured="hbm_bytes"),
-    Metric(name="flops", predicted="flops", measured="flops"),
+    Metric(name="hbm_bytes", predicted="hbm_bytes", measured="moved_bytes"),
+    Metric(name="flops", predicted="flops", measured="tensor_flops"),
     Metric(name="peak_bytes", predicted="peak_bytes", measured="peak_allocated_bytes"),
 )
 """What is expected of a row."""

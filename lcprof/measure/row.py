@@ -116,7 +116,9 @@ class Measured(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `burst_s` is the median of single calls with a cold L2, `sustained_s` the mean of calls one
     after the other; `warm` when they are so small that most of what a call reads is still in
-    the L2 from the call before. Power, clocks, HBM bytes and FLOPs are the sustained run's.
+    the L2 from the call before. Power, clocks, HBM bytes and FLOPs are the sustained run's, the
+    latter by shares of peaks; `counted_` ones are of a single call with a cold L2, exact, by the
+    tool that `counted_by` names.
     `energy_j` is by the board's energy counter, or by its power where `energy_basis` says so. A
     column that is None or empty has its reason in the row's `empty`.
     """
@@ -134,6 +136,10 @@ class Measured(Struct, frozen=True, kw_only=True, omit_defaults=True):
     dram_utilisation: float | None = None
     tensor_utilisation: float | None = None
     sm_occupancy: float | None = None
+    counted_read_bytes: float | None = None
+    counted_write_bytes: float | None = None
+    counted_flops: float | None = None
+    counted_by: str = ""
     peak_allocated_bytes: float | None = None
     peak_used_bytes: float | None = None
     energy_j: float | None = None
@@ -151,6 +157,18 @@ class Measured(Struct, frozen=True, kw_only=True, omit_defaults=True):
     idle_power_w: float | None = None
     error: float | None = None
     error_allowed: float | None = None
+
+    @property
+    def moved_bytes(self) -> float | None:
+        """HBM bytes of a call: those counted, else those by shares of peak."""
+        if self.counted_read_bytes is None or self.counted_write_bytes is None:
+            return self.hbm_bytes
+        return self.counted_read_bytes + self.counted_write_bytes
+
+    @property
+    def tensor_flops(self) -> float | None:
+        """FLOPs of a call's tensor cores: those counted, else those by shares of peak."""
+        return self.flops if self.counted_flops is None else self.counted_flops
 
 
 class Row(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="line", tag="row"):

@@ -6,7 +6,7 @@ Clock, device, board and what turns a point into a call are parameters.
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter as Tally
 from collections.abc import Callable, Collection, Mapping, Sequence
 from math import ceil
 from pathlib import Path
@@ -25,6 +25,8 @@ from lcprof.measure.board import (
     counted,
     summarise,
 )
+from lcprof.measure.counters import NAME as NSIGHT_COMPUTE
+from lcprof.measure.counters import Counter, CountersError
 from lcprof.measure.device import Call, Device, is_lost, is_out_of_memory
 from lcprof.measure.points import Shape
 from lcprof.measure.row import Measured, Predicted, Row, Status
@@ -33,6 +35,8 @@ from lcprof.units import show_bytes
 
 OVERHEAD_S = 0.5
 """Guess of what a point takes beside its timed calls: drawing, checking, profiling."""
+COUNTING_S = 15.0
+"""Guess of what a process takes that reads a point's counters."""
 BATCH_S = 0.02
 """Calls of a sustained run are queued for about so long before they are waited for."""
 GRAPH_S = 2e-4
@@ -40,6 +44,8 @@ GRAPH_S = 2e-4
 one, which shorter calls would be found to take."""
 LONG_BURST_S = 3.0
 REASON_LETTERS = 200
+COUNTED = ("counted_read_bytes", "counted_write_bytes", "counted_flops")
+NO_TENSOR_COUNTER = "this chip has no counter of tensor operations that ncu knows"
 L2_TIMES = 2.0
 """From so many times the L2 on, a call's reads push out what the call before it read."""
 
@@ -157,6 +163,7 @@ class Runner:
         settings: Settings,
         clock: Callable[[], float] = time.perf_counter,
         observe: Callable[[Progress], None] | None = None,
+        counter: Counter | None = None,
     ) -> None:
         self.device = device
         self.board = board
@@ -165,6 +172,7 @@ class Runner:
         self.settings = settings
         self.clock = clock
         self.observe = observe
+        self.counter = counter
         self._facts = _facts(board, settings.bandwidth_bytes_per_s)
 
     def run(
@@ -185,7 +193,7 @@ class Runner:
         todo = [task for task in tasks if task.key not in finished]
         todo.sort(key=lambda task: task.key in tried)
         guesses = [self._guess_s(task, predicted.get(task.key)) for task in todo]
-        begun, statuses = self.clock(), Counter[str]()
+        begun, statuses = self.clock(), Tally[str]()
         for index, task in enumerate(todo):
             taken_s = self.clock() - begun
             left_s = _left_s(taken_s, sum(guesses[:index]), sum(guesses[index:]))
@@ -252,7 +260,33 @@ class Runner:
                 self.device.release()
             except Exception as error:  # the first sign of a device that is gone
                 status, reason = self._status(error), _reason(error)
+        if status == "measured" and self.counter is not None:
+            try:
+                found, empty = self._counted(task, found, empty)
+            except KeyboardInterrupt:
+                status, reason = "interrupted", "Ctrl-C"
         return replace(row, status=status, reason=reason, measured=found, empty=empty)
+
+    def _counted(
+        self, task: Task, found: Measured, empty: Mapping[str, str]
+    ) -> tuple[Measured, dict[str, str]]:
+        """What was measured with the counters of one more call, or why there are none. The device
+        holds nothing of the point any more: another process needs the memory."""
+        if self.counter is None:
+            return found, dict(empty)
+        try:
+            counts = self.counter.count(task)
+        except CountersError as error:
+            return found, {**empty, **dict.fromkeys(COUNTED, str(error))}
+        found = replace(
+            found,
+            counted_read_bytes=counts.read_bytes,
+            counted_write_bytes=counts.write_bytes,
+            counted_flops=counts.flops,
+            counted_by=NSIGHT_COMPUTE,
+        )
+        without = {} if counts.flops is not None else {"counted_flops": NO_TENSOR_COUNTER}
+        return found, {**empty, **without}
 
     def _cached(self, predicted: Predicted) -> bool:
         """Whether a sustained run reads what the call before it left in the L2."""
@@ -384,10 +418,13 @@ class Runner:
         """Seconds that a task will take, by what is predicted of it."""
         if task.why:
             return 0.0
+        counting_s = 0.0 if self.counter is None else COUNTING_S
         told = predicted or Predicted()
         each_s = told.seconds or told.floor_s or 0.0
         burst_s = max(self.settings.burst_s, self.settings.least_rounds * each_s)
-        return OVERHEAD_S + burst_s + max(self.settings.sustained_s, each_s) + 3 * each_s
+        return (
+            OVERHEAD_S + counting_s + burst_s + max(self.settings.sustained_s, each_s) + 3 * each_s
+        )
 
 
 def _left_s(taken_s: float, done_s: float, left_s: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -13,6 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from lcprof.measure.board import Board, Facts, ImpossibleError, NoBoard
+from lcprof.measure.counters import MISSING, Counter, NoCounter, NsightCompute
 from lcprof.measure.device import CpuDevice, CudaDevice, open_device
 from lcprof.measure.floors import Named, join
 from lcprof.measure.machine import provenance
@@ -42,7 +44,8 @@ class Session(Struct, frozen=True, kw_only=True):
 
 class Wish(Struct, frozen=True, kw_only=True):
     """What a run is to do: measure `points` under `predictions` into the folder `run`, ceilings
-    before them where asked for. `scenario` is the text that was planned."""
+    before them where asked for. `scenario` is the text that was planned; `counter` counts what
+    each point's call does."""
 
     run: Path
     points: Sequence[Point]
@@ -51,6 +54,7 @@ class Wish(Struct, frozen=True, kw_only=True):
     command: tuple[str, ...]
     ceilings: bool = False
     resume: bool = False
+    counter: Counter | None = None
 
 
 class Result(Struct, frozen=True, kw_only=True):
@@ -75,6 +79,14 @@ def open_session(kind: Literal["cuda", "cpu"], *, beside_others: bool = False) -
     if why and not beside_others:
         raise ImpossibleError(f"{why}: stop them, or measure beside them with --beside-others")
     return Session(kind=kind, device=open_device(kind), board=board, facts=board.facts())
+
+
+def counter_of(kind: Literal["cuda", "cpu"]) -> Counter:
+    """What counts bytes and FLOPs on a device, or says why nothing does."""
+    path = shutil.which("ncu")
+    if kind == "cpu":
+        return NoCounter("Nsight Compute counts on a CUDA GPU alone")
+    return NsightCompute(path) if path else NoCounter(MISSING)
 
 
 def board_of_gpu() -> Board:
@@ -136,7 +148,7 @@ def run_session(
         finished = found.finished if found is not None else frozenset()
         tried = frozenset(found.rows) - finished if found is not None else frozenset()
 
-        def runner(workshop: Any, chosen: Settings) -> Runner:
+        def runner(workshop: Any, chosen: Settings, counter: Counter | None = None) -> Runner:
             return Runner(
                 device=session.device,
                 board=session.board,
@@ -145,6 +157,7 @@ def run_session(
                 settings=chosen,
                 clock=clock,
                 observe=observe,
+                counter=counter,
             )
 
         place, begun = session.device.place, clock()
@@ -158,7 +171,7 @@ def run_session(
             outcome = runner(workshop, chosen).run(ceilings, {}, finished=finished, tried=tried)
         if not outcome.stopped:
             predicted = join(wish.points, [*peaks(wish.points), *wish.predictions])
-            last = runner(PointWorkshop(place=place), settings).run(
+            last = runner(PointWorkshop(place=place), settings, wish.counter).run(
                 wish.points,
                 predicted,
                 finished=finished,

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from lcprof.measure.counters import Counted
 from lcprof.measure.points import Point
 from lcprof.measure.shapes import (
     APPENDED_TOKENS,
@@ -61,7 +62,7 @@ class Work:
     check: Callable[[Any], tuple[float, float]]
 
 
-def prepare(point: Point, place: torch.device) -> Work:
+def prepare(point: Counted, place: torch.device) -> Work:
     """Draws a point's inputs. Raises what the kernels raise for a shape that they cannot take."""
     return _PREPARE[point.operation](Dimensions(point.shape), point.implementation, place)
 
