@@ -56,6 +56,7 @@ result was wrong or the GPU was lost, 2 for bad input, 130 after Ctrl-C."""
 @click.option("--ceilings", is_flag=True, help="bandwidths, products and launches first")
 @click.option("--counters", is_flag=True, help="bytes and FLOPs by Nsight Compute, point by point")
 @click.option("--trace", is_flag=True, help="keep each point's Chrome trace in RUN/traces")
+@click.option("--timeline", is_flag=True, help="keep what each point allocates in RUN/traces")
 @click.option("--resume", is_flag=True, help="go on with the record in RUN")
 @click.option("--beside-others", is_flag=True, help="although other processes use the GPU")
 def measure(
@@ -72,6 +73,7 @@ def measure(
     ceilings: bool,
     counters: bool,
     trace: bool,
+    timeline: bool,
     resume: bool,
     beside_others: bool,
     **axes: tuple[str, ...],
@@ -112,10 +114,12 @@ def measure(
         resume=resume,
         counter=counter_of(device) if counters else None,
     )
+    traces = record_path(folder).parent / "traces"
     how = Settings(
         budget_s=_longest(each.budget for each in taken),
         sustained_s=_longest((each.sustained for each in taken), SUSTAINED_S) or 0.0,
-        trace=record_path(folder).parent / "traces" if trace else None,
+        trace=traces if trace else None,
+        timeline=traces if timeline else None,
         flops_per_cycle=flops_per_cycle(sheet),
         bandwidth_bytes_per_s=None if sheet is None else sheet.bandwidth_bytes_per_s,
     )

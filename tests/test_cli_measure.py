@@ -57,7 +57,8 @@ def error(capsys: Output) -> str:
 
 def test_measuring_writes_a_record_and_prints_it(tiny: str, tmp_path: Path, capsys: Output) -> None:
     run = tmp_path / "run"
-    command = ["measure", tiny, *QUICK, "-o", str(run), "--only", "decode_attention", "--trace"]
+    command = ["measure", tiny, *QUICK, "-o", str(run), "--only", "decode_attention", "--trace",
+               "--timeline"]  # fmt: skip
     assert main(command) == 0
     printed = capsys.readouterr()
     assert printed.out.startswith("2 of 3 measured on cpu: ")
@@ -68,7 +69,8 @@ def test_measuring_writes_a_record_and_prints_it(tiny: str, tmp_path: Path, caps
     found = read_record(run)
     assert found.provenance.scenario == TINY
     assert found.provenance.command[0] == "lcprof"
-    assert len(list((run / "traces").iterdir())) == 2
+    kept = sorted(path.name.partition("naive")[2] for path in (run / "traces").iterdir())
+    assert kept == [".json", ".json", ".memory.csv", ".memory.csv"]
     measured = [each for each in found.rows.values() if each.status == "measured"]
     assert all(each.predicted.flops for each in measured)
     # Three kinds of products in each phase (128 to 256, 128 to 128, 256 to 128), and the logits.

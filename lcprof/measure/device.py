@@ -34,6 +34,8 @@ LOST_WORDS = (
     "devices are unavailable",
 )
 """CUDA errors after which a process can do no further work on the GPU."""
+CPU_MEMORY, CUDA_MEMORY = 0, 1
+"""How torch.profiler numbers kinds of devices."""
 OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
 
 
@@ -71,8 +73,11 @@ class Device(Protocol):
     def release(self) -> None:
         """Gives memory that nothing holds any more back to the device."""
 
-    def profile(self, run: Call, trace: Path | None) -> tuple[Kernel, ...]:
-        """Kernels of one call; the Chrome trace is written to `trace`."""
+    def profile(
+        self, run: Call, trace: Path | None, timeline: Path | None = None
+    ) -> tuple[Kernel, ...]:
+        """Kernels of one call; the Chrome trace is written to `trace`, what the call allocated and
+        freed to `timeline`."""
 
 
 class CpuDevice:
@@ -123,8 +128,10 @@ class CpuDevice:
     def release(self) -> None:
         gc.collect()
 
-    def profile(self, run: Call, trace: Path | None) -> tuple[Kernel, ...]:
-        return profiled(self._torch, run, trace, cuda=False)
+    def profile(
+        self, run: Call, trace: Path | None, timeline: Path | None = None
+    ) -> tuple[Kernel, ...]:
+        return profiled(self._torch, run, trace, timeline, cuda=False)
 
 
 class CudaDevice:
@@ -205,8 +212,10 @@ class CudaDevice:
         gc.collect()
         self._torch.cuda.empty_cache()
 
-    def profile(self, run: Call, trace: Path | None) -> tuple[Kernel, ...]:
-        return profiled(self._torch, run, trace, cuda=True)
+    def profile(
+        self, run: Call, trace: Path | None, timeline: Path | None = None
+    ) -> tuple[Kernel, ...]:
+        return profiled(self._torch, run, trace, timeline, cuda=True)
 
 
 def open_device(kind: str) -> CpuDevice | CudaDevice:
@@ -246,12 +255,14 @@ def is_lost(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in text for word in LOST_WORDS)
 
 
-def profiled(torch: Any, run: Call, trace: Path | None, *, cuda: bool) -> tuple[Kernel, ...]:
+def profiled(
+    torch: Any, run: Call, trace: Path | None, timeline: Path | None = None, *, cuda: bool
+) -> tuple[Kernel, ...]:
     """Kernels of one call by torch.profiler; on a CPU the outermost operators."""
     from torch.profiler import ProfilerActivity, profile
 
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    with profile(activities=activities) as found:
+    with profile(activities=activities, profile_memory=timeline is not None) as found:
         run()
         if cuda:
             torch.cuda.synchronize()
@@ -259,6 +270,8 @@ def profiled(torch: Any, run: Call, trace: Path | None, *, cuda: bool) -> tuple[
         path = trace if trace is not None else Path(folder) / "trace.json"
         found.export_chrome_trace(str(path))
         events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    if timeline is not None:
+        timeline.write_text(memory_csv(events, cuda=cuda), encoding="utf-8")
     return kernels_of(events, cuda=cuda)
 
 
@@ -284,6 +297,24 @@ def kernels_of(events: list[dict[str, Any]], *, cuda: bool) -> tuple[Kernel, ...
             shared_bytes=told.get("shared memory"),
         )
     return tuple(merged.values())
+
+
+def memory_csv(events: list[dict[str, Any]], *, cuda: bool) -> str:
+    """What a call allocated and freed, from the events of a Chrome trace: seconds since the trace's
+    first event, the change, and all that was allocated and reserved after it, in bytes."""
+    begun = min((float(each["ts"]) for each in events if "ts" in each), default=0.0)
+    lines = ["time_s,change_bytes,allocated_bytes,reserved_bytes"]
+    kind = CUDA_MEMORY if cuda else CPU_MEMORY
+    changes = [
+        each
+        for each in events
+        if each.get("name") == "[memory]" and each["args"].get("Device Type") == kind
+    ]
+    for each in sorted(changes, key=lambda each: float(each["ts"])):
+        told = each["args"]
+        sizes = (told["Bytes"], told["Total Allocated"], told["Total Reserved"])
+        lines.append(f"{(float(each['ts']) - begun) / 1e6:.9f},{','.join(map(str, sizes))}")
+    return "\n".join(lines) + "\n"
 
 
 def _outermost(events: list[dict[str, Any]]) -> list[dict[str, Any]]:

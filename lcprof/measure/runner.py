@@ -118,6 +118,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     `flops_per_cycle` of the whole chip and `bandwidth_bytes_per_s` of its memory turn the shares
     that hardware counters give into FLOPs and bytes; without the latter, bus width and clock do.
+    `trace` and `timeline` are the folders of each point's Chrome trace and of what it allocated.
     """
 
     burst_s: float = 0.25
@@ -126,6 +127,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     sustained_s: float = 1.0
     budget_s: float | None = None
     trace: Path | None = None
+    timeline: Path | None = None
     profile: bool = True
     flops_per_cycle: float | None = None
     bandwidth_bytes_per_s: float | None = None
@@ -382,11 +384,16 @@ class Runner:
         """Kernels of one call, or why there are none."""
         if not self.settings.profile:
             return (), dict.fromkeys(("kernels", "launches"), "not asked for")
-        folder = self.settings.trace
+        trace, timeline = self.settings.trace, self.settings.timeline
+        name = _file_name(task.key)
         try:
-            if folder is not None:
+            for folder in filter(None, (trace, timeline)):
                 folder.mkdir(parents=True, exist_ok=True)
-            kernels = self.device.profile(run, folder and folder / _file_name(task.key))
+            kernels = self.device.profile(
+                run,
+                trace and trace / f"{name}.json",
+                timeline and timeline / f"{name}.memory.csv",
+            )
         except Exception as error:  # a refused profiler costs these columns alone
             if is_lost(error) or is_out_of_memory(error):
                 raise
@@ -452,6 +459,6 @@ def _reason(error: BaseException) -> str:
 
 
 def _file_name(key: str) -> str:
-    """A file name for the trace of a key."""
+    """A file name for the traces of a key, without its ending."""
     kept = "".join(ch if ch.isalnum() or ch in "._-" else "-" for ch in key)
-    return f"{kept[:180]}.json"
+    return kept[:180]

@@ -278,6 +278,11 @@ def test_traces_are_kept_where_asked(tmp_path: Path) -> None:
         Task("gemm m=1 by x/y")
     )
     assert [path.name for path in (tmp_path / "traces").iterdir()] == ["gemm-m-1-by-x-y.json"]
+    both = Settings(sustained_s=0.0, trace=tmp_path / "a", timeline=tmp_path / "a")
+    Bench(both).only(Task("gemm m=1 by x/y"))
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
+        "gemm-m-1-by-x-y.json", "gemm-m-1-by-x-y.memory.csv",
+    ]  # fmt: skip
 
 
 def test_quantiles_lie_between_neighbours() -> None:
