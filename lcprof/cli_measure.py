@@ -3,6 +3,7 @@ which adds them to its own."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
-from lcprof.cli import FITS, INTERRUPTED, NONE_FITS
+from lcprof.cli import BAD_INPUT, FITS, INTERRUPTED, NONE_FITS
 from lcprof.errors import InputError
 from lcprof.flags import Asked, axis_options, plan_asked
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from lcprof.domain.gpu import Gpu
     from lcprof.measure.floors import Prediction
     from lcprof.measure.points import Point
+    from lcprof.measure.ranks import Place, Ranks
     from lcprof.measure.runner import Outcome
     from lcprof.scenario.measuring import Measuring
 
@@ -37,6 +39,7 @@ Examples:
   lcprof measure scenarios/smoke.yaml --device cpu
   lcprof measure scenarios/smoke.yaml --device cpu --resume
   lcprof measure --ceilings
+  torchrun --nproc-per-node=8 -m lcprof measure scenarios/standard/llama-3.1-70b.yaml --tp 8
 Exit status: 0 when every row was measured or has its reason, 3 when nothing could be measured, a
 result was wrong or the GPU was lost, 2 for bad input, 130 after Ctrl-C."""
 
@@ -83,12 +86,18 @@ def measure(
     What several scenarios share is measured once. Every row is on the disk once it is measured; a
     run that ended early goes on with --resume. Flags win over a scenario's `measure` block.
     """
+    from lcprof.measure.groups import check_ranks
     from lcprof.measure.machine import catalogued, flops_per_cycle
+    from lcprof.measure.ranks import place_of
     from lcprof.measure.record import record_path
     from lcprof.measure.runner import Settings
     from lcprof.measure.session import Wish, counter_of, open_session, run_session
     from lcprof.report.progress import measuring
 
+    place = place_of()
+    if place is not None and place.rank:
+        # All ranks plan the same, and refuse the same; the first one says so.
+        sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     flags = _measuring(impls, only, budget, sustained, max_batch, max_context)
     bare = not scenarios and not settings and not any(axes.values())
     if bare and not ceilings:
@@ -98,41 +107,77 @@ def measure(
     asked = [] if bare else [plan_asked(each, axes, settings) for each in scenarios or (None,)]
     taken = [each.measure.under(flags) for each in asked] or [flags]
     cases = [row.case for each in asked for row in each.rows]
-    points = _points(asked, taken, device)
+    points = _points(asked, taken, device, grouped=place is not None)
+    if place is not None and not bare:
+        check_ranks(points, place.size)
     folder = Path(run or f"runs/{_stem(scenarios, bare=bare)}-{device}")
-    session = open_session(device, beside_others=beside_others)
     given = cases[0].deployment.gpu if axes["gpu"] and cases else None
-    sheet = given or catalogued(session.name, session.facts.memory_bytes)
-    sheet = sheet if device == "cuda" else None
-    wish = Wish(
-        run=folder,
-        points=points,
-        predictions=_predictions(points, sheet, session.facts.power_limit_w),
-        scenario=_scenario_text(scenarios, axes, settings),
-        command=("lcprof", *sys.argv[1:]),
-        ceilings=ceilings,
-        resume=resume,
-        counter=counter_of(device) if counters else None,
-    )
-    traces = record_path(folder).parent / "traces"
-    how = Settings(
-        budget_s=_longest(each.budget for each in taken),
-        sustained_s=_longest((each.sustained for each in taken), SUSTAINED_S) or 0.0,
-        trace=traces if trace else None,
-        timeline=traces if timeline else None,
-        flops_per_cycle=flops_per_cycle(sheet),
-        bandwidth_bytes_per_s=None if sheet is None else sheet.bandwidth_bytes_per_s,
-    )
-    try:
+    ranks = _joined(place, device)
+
+    def work() -> int:
+        index = 0 if place is None else place.local_rank
+        session = open_session(device, beside_others=beside_others, index=index)
+        sheet = given or catalogued(session.name, session.facts.memory_bytes)
+        sheet = sheet if device == "cuda" else None
+        traces = record_path(folder).parent / "traces"
+        wish = Wish(
+            run=folder,
+            points=points,
+            predictions=_predictions(points, sheet, session.facts.power_limit_w),
+            scenario=_scenario_text(scenarios, axes, settings),
+            command=("lcprof", *sys.argv[1:]),
+            ceilings=ceilings,
+            resume=resume,
+            counter=counter_of(device, ranks=ranks.size) if counters else None,
+        )
+        how = Settings(
+            budget_s=_longest(each.budget for each in taken),
+            sustained_s=_longest((each.sustained for each in taken), SUSTAINED_S) or 0.0,
+            trace=traces if trace else None,
+            timeline=traces if timeline else None,
+            flops_per_cycle=flops_per_cycle(sheet),
+            bandwidth_bytes_per_s=None if sheet is None else sheet.bandwidth_bytes_per_s,
+        )
         with measuring(sys.stderr) as observe:
-            result = run_session(session, wish, how, observe=observe)
+            result = run_session(session, wish, how, observe=observe, ranks=ranks)
+        status = FITS
+        if ranks.rank == 0:
+            if result.dropped_bytes:
+                words = f"a torn last line of {result.dropped_bytes} bytes was cut off"
+                print(words, file=sys.stderr)
+            _print_record(folder)
+            status = _measured_status(folder, result.outcome)
+        return ranks.first(status)
+
+    try:
+        status = work()
     except KeyboardInterrupt:
         print(f"interrupted: {folder} keeps what was measured; --resume goes on", file=sys.stderr)
         return INTERRUPTED
-    if result.dropped_bytes:
-        print(f"a torn last line of {result.dropped_bytes} bytes was cut off", file=sys.stderr)
-    _print_record(folder)
-    return _measured_status(folder, result.outcome)
+    except Exception as error:
+        if ranks.size == 1:
+            raise
+        # The other ranks would wait for this one.
+        bad = isinstance(error, InputError)
+        ranks.fail("; ".join(str(error).splitlines()), BAD_INPUT if bad else IMPOSSIBLE)
+    ranks.close()
+    return status
+
+
+def _joined(place: Place | None, device: Literal["cuda", "cpu"]) -> Ranks:
+    """The ranks that measure together, where a launcher started several; only the first one speaks.
+    Raises ImpossibleError."""
+    from lcprof.measure.ranks import Alone, Together, check_gpus
+
+    if place is None:
+        return Alone()
+    if find_spec("torch") is None:
+        from lcprof.measure.device import open_device
+
+        open_device(device)
+    if device == "cuda":
+        check_gpus(place)
+    return Together(place, device)
 
 
 def _stem(scenarios: Sequence[str], *, bare: bool) -> str:
@@ -150,9 +195,11 @@ def _predictions(
     held to a power limit; beside it what would be expected without any measurement on it."""
     from lcprof.calibrate.predictions import expectations, uncalibrated
     from lcprof.measure.floors import floors
+    from lcprof.measure.groups import group_floors
     from lcprof.plan.fits import fits_for, power_for, published_fits
 
-    found = floors(points, sheet)
+    found = floors([point for point in points if point.ranks == 1], sheet)
+    found += group_floors([point for point in points if point.ranks > 1], sheet)
     if sheet is not None:
         power = power_for(sheet, limit_w)
         found += expectations(points, sheet, fits_for(sheet), power)
@@ -218,16 +265,23 @@ def _longest(times: Iterable[float | None], default: float | None = None) -> flo
 
 
 def _points(
-    asked: Sequence[Asked], taken: Sequence[Measuring], device: Literal["cuda", "cpu"]
+    asked: Sequence[Asked],
+    taken: Sequence[Measuring],
+    device: Literal["cuda", "cpu"],
+    *,
+    grouped: bool,
 ) -> list[Point]:
-    """The points that are taken of each scenario, each key once. Raises InputError where a
+    """The points that are taken of each scenario, each key once: those of one device, or `grouped`
+    those of several ranks. Raises InputError where a
     scenario's limits leave nothing."""
+    from lcprof.measure.groups import group_points
     from lcprof.measure.points import chosen_operations, implementations, points_of
 
     found: dict[str, Point] = {}
     for each, how in zip(asked, taken, strict=True):
         cases = [row.case for row in each.rows]
-        points = points_of(
+        find = group_points if grouped else points_of
+        points = find(
             _within(cases, how),
             impls=implementations(how.impl, device),
             only=chosen_operations(how.only),

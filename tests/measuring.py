@@ -35,6 +35,7 @@ class Task:
     source: str = "made up"
     operation: str = "decode_attention"
     implementation: str = "triton"
+    ranks: int = 1
 
     @property
     def shape(self) -> Mapping[str, int | float | str]:

@@ -143,7 +143,7 @@ def test_without_a_gpu_nothing_is_measured(
 
 def test_a_busy_gpu_is_one_line(tiny: str, capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
     board = Board(others=[Stranger(pid=12, used_bytes=12e9)])
-    monkeypatch.setattr(room, "board_of_gpu", lambda: board)
+    monkeypatch.setattr(room, "board_of_gpu", lambda index: board)
     assert main(["measure", tiny]) == 3
     assert "another process is on the GPU (12), holding 12.0 GB: stop them" in error(capsys)
 

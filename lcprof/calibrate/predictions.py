@@ -24,7 +24,7 @@ def expectations(
     """Expected seconds of points on a GPU: by the calibration of their implementation's stack, or
     by the published kernel most like it. What no family describes, and what lies too far from
     everything measured, is left out. With what the GPU draws, also seconds and joules of calls one
-    after the other.
+    after the other, where one rank makes them.
 
     The basis is "measured" where the fit saw this very point, then "interpolated" or
     "extrapolated" on this GPU and kernel, "transported" from others.
@@ -43,7 +43,9 @@ def expectations(
             basis=_basis(each, seen=seen),
             held_out=not seen,
         )
-        drawn = _drawn(load_of(point), gpu, power, seconds, low, high)
+        drawn = Predicted()
+        if point.ranks == 1:
+            drawn = _drawn(load_of(point), gpu, power, seconds, low, high)
         found.append(_named(point, told, drawn))
     return found
 
@@ -57,14 +59,16 @@ def uncalibrated(
     for point in points:
         if point.why:
             continue
-        load, each = load_of(point), _expected(point, gpu, published)
+        alone = point.ranks == 1
+        load = load_of(point) if alone else Load(flops_by_compute={}, hbm_bytes=0.0)
+        each = _expected(point, gpu, published)
         if each is None:
             seconds, basis = max(load.memory_s(gpu), load.matrix_s(gpu)), "floor"
         else:
             (seconds, _, _), basis = _interval(each), _basis(each, seen=False)
         if not seconds:
             continue
-        drawn = _drawn(load, gpu, power, seconds, seconds, seconds)
+        drawn = _drawn(load, gpu, power if alone else None, seconds, seconds, seconds)
         told = Predicted(
             uncalibrated_s=seconds,
             uncalibrated_sustained_s=drawn.sustained_s,

@@ -69,7 +69,7 @@ what they do is padding of small tiles."""
 RUN_METRICS = ("burst_s", "sustained_s", "energy_j", "power_w", "sm_clock_hz", "hbm_bytes",
                "flops", "peak_allocated_bytes", "rate_bytes_per_s", "rate_flops_per_s")  # fmt: skip
 CONDITIONS = ("gpu", "gpu_uuid_sha256", "device", "driver", "cuda", "torch", "triton", "lcprof",
-              "commit", "power_limit_w", "mig", "ecc", "scenario_sha256")  # fmt: skip
+              "commit", "power_limit_w", "mig", "ecc", "ranks", "scenario_sha256")  # fmt: skip
 
 
 class Residual(Struct, frozen=True, kw_only=True):

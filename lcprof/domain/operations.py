@@ -18,6 +18,22 @@ OPERATIONS: Mapping[str, tuple[str, ...]] = {
     "attention_backward": ("triton", "flash", "cudnn", "naive"),
 }
 """Every operation and who can compute it: `impl=` of its kernel, or PyTorch itself."""
+COLLECTIVES: Mapping[str, float] = {
+    "all_reduce": 2.0,
+    "all_gather": 1.0,
+    "reduce_scatter": 1.0,
+    "all_to_all": 1.0,
+    "send_recv": 2.0,
+}
+"""What ranks exchange, and how often (n - 1)/n of the buffer crosses each one's link (nccl-tests,
+doc/PERFORMANCE.md; of two ranks the one sends all of it)."""
+GROUPED: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(COLLECTIVES, ("nccl", "gloo")),
+    "context_prefill": ("triton", "naive"),
+    "context_decode": ("triton", "naive"),
+}
+"""Operations of several ranks together, and who can compute them; the device chooses the library
+of exchanges."""
 UNPLANNED = ("attention_backward",)
 """What no plan has, as it belongs to training; measured where it is asked for."""
 STACKS: Mapping[str, tuple[str, ...]] = {
@@ -32,7 +48,7 @@ ALL = "all"
 
 def operation_names() -> tuple[str, ...]:
     """What may be asked for: one operation, or all of them."""
-    return (ALL, *OPERATIONS)
+    return (ALL, *OPERATIONS, *GROUPED)
 
 
 def implementation_names() -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lcprof.measure.board import ImpossibleError, LostDeviceError
+from lcprof.measure.ranks import Alone, Ranks
 from lcprof.measure.row import Kernel
 
 Call = Callable[[], object]
@@ -41,7 +42,8 @@ OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough mem
 
 class Device(Protocol):
     """A device as the runner uses it. `missing` says which columns it cannot fill, and why;
-    `l2_bytes` is its last cache before memory, 0 where that does not matter."""
+    `l2_bytes` is its last cache before memory, 0 where that does not matter. Where it is one of
+    several `ranks`, a call is timed from when all of them are ready."""
 
     kind: str
     place: Any
@@ -83,6 +85,7 @@ class Device(Protocol):
 class CpuDevice:
     """The processor, through PyTorch's CPU kernels."""
 
+    ranks: Ranks = Alone()
     kind = "cpu"
     l2_bytes = 0.0
     missing: Mapping[str, str] = {"peak_allocated_bytes": "PyTorch counts no peak of CPU memory"}
@@ -109,6 +112,7 @@ class CpuDevice:
 
     def time_s(self, call: Call) -> float:
         self._flush.sum()
+        self.ranks.wait()
         begun = self._clock()
         call()
         return self._clock() - begun
@@ -137,6 +141,7 @@ class CpuDevice:
 class CudaDevice:
     """One CUDA GPU. Calls are captured in CUDA graphs where they can be, timed with events."""
 
+    ranks: Ranks = Alone()
     kind = "cuda"
     missing: Mapping[str, str] = {}
 
@@ -182,9 +187,11 @@ class CudaDevice:
     def time_s(self, call: Call) -> float:
         cuda = self._torch.cuda
         begin, end = (cuda.Event(enable_timing=True) for _ in range(2))
+        self.ranks.wait()
         # Read, not written: dirty lines would be written back during the call. The read also lets
         # the host queue the call before the device gets to it.
         self._flush.sum()
+        self.ranks.queue()
         begin.record()
         call()
         end.record()
@@ -218,8 +225,9 @@ class CudaDevice:
         return profiled(self._torch, run, trace, timeline, cuda=True)
 
 
-def open_device(kind: str) -> CpuDevice | CudaDevice:
-    """The device of a kind. Raises ImpossibleError where there is none, or no PyTorch."""
+def open_device(kind: str, index: int = 0) -> CpuDevice | CudaDevice:
+    """The device of a kind, of several GPUs the one at `index`. Raises ImpossibleError where there
+    is none, or no PyTorch."""
     try:
         import torch
     except ImportError:
@@ -233,7 +241,7 @@ def open_device(kind: str) -> CpuDevice | CudaDevice:
             "no GPU that PyTorch can use: see lcprof doctor, or measure with --device cpu"
         )
     try:
-        return CudaDevice()
+        return CudaDevice(index)
     except RuntimeError as error:
         first = str(error).strip().partition("\n")[0]
         raise ImpossibleError(f"the GPU cannot be used: {first}") from None

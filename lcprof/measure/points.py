@@ -32,6 +32,7 @@ from lcprof.domain.model import (
 )
 from lcprof.domain.operations import (
     ALL,
+    GROUPED,
     OPERATIONS,
     STACKS,
     UNPLANNED,
@@ -93,6 +94,11 @@ class Point(Struct, frozen=True, kw_only=True, eq=False):
         return f"{self.name} by {self.implementation or 'nothing'}"
 
     @property
+    def ranks(self) -> int:
+        """How many ranks run it together."""
+        return int(self.shape.get("ranks", 1))
+
+    @property
     def source(self) -> str:
         """Where it was planned first."""
         case = self.part.case
@@ -121,11 +127,12 @@ def chosen_operations(names: Sequence[str]) -> tuple[str, ...]:
     known = operation_names()
     for name in names:
         if name not in known:
-            hint = nearest(name, known) or ", or one of ".join((ALL, ", ".join(OPERATIONS)))
+            hint = nearest(name, known) or ", or one of ".join((ALL, ", ".join(known[1:])))
             raise InputError.one("--only", given=name, expected=f"an operation; {hint}")
     if ALL in names:
-        return tuple(OPERATIONS)
-    return tuple(names) or tuple(name for name in OPERATIONS if name not in UNPLANNED)
+        return (*OPERATIONS, *GROUPED)
+    planned = tuple(name for name in (*OPERATIONS, *GROUPED) if name not in UNPLANNED)
+    return tuple(names) or planned
 
 
 def points_of(
@@ -167,7 +174,7 @@ def _points_of_case(case: Case) -> Iterator[Point]:
     for group in groups:
         if group.mixer is not None:
             yield from _attention(case, group, case.kv.remake(group.mixer), query_tokens)
-    for phase, rows in (("prefill", query_tokens), ("decode", _sequences(case))):
+    for phase, rows in (("prefill", query_tokens), ("decode", sequences(case))):
         for group in groups:
             yield from _gemms(case, group, phase, rows)
     yield _logits(case)
@@ -177,7 +184,7 @@ def _prompt_tokens(case: Case) -> float:
     return case.workload.context_tokens - case.workload.prefix_tokens
 
 
-def _sequences(case: Case) -> int:
+def sequences(case: Case) -> int:
     """Sequences that one pass takes along, on the fullest group of data-parallel attention."""
     workload = case.workload
     step = Step(sequences=workload.concurrency, context_tokens=float(workload.context_tokens))
@@ -199,7 +206,7 @@ def _attention(case: Case, group: LayerGroup, mixer: Mixer, query_tokens: int) -
     across = deployment.cp * deployment.dcp
     for point in points:
         if across > 1 and not point.why:
-            why = f"tokens are cut over {across} ranks; one device measures whole sequences"
+            why = f"tokens are cut over {across} ranks: started by torchrun, it measures them"
             yield replace(point, why=why)
         else:
             yield point
@@ -226,7 +233,7 @@ def _grouped(
                   "scale": scale}  # fmt: skip
         for phase, batch, new, held in (
             ("prefill", 1, query_tokens, 0),
-            ("decode", _sequences(case), 1, FULL_GROUPS_TOKENS),
+            ("decode", sequences(case), 1, FULL_GROUPS_TOKENS),
         ):
             yield Point(
                 operation="append",
@@ -288,7 +295,7 @@ def _grouped_decode(
     quest = next((link for link in chain if isinstance(link, Quest)), None)
     layout, scale, why, note = kernel_format(case.kv, mixer.k_dim)
     first: Entries = {
-        "batch": _sequences(case),
+        "batch": sequences(case),
         "query_tokens": 1,
         "context_tokens": context,
         **heads,
@@ -374,7 +381,7 @@ def _latent(
             note="keys and values are expanded before; the plan reads latents",
         )  # fmt: skip
     fp8, why = _latent_format(case.kv)
-    shape: Entries = {"batch": _sequences(case), "query_tokens": 1, "context_tokens": context,
+    shape: Entries = {"batch": sequences(case), "query_tokens": 1, "context_tokens": context,
              "q_heads": heads, "format": "fp8-656" if fp8 else "bf16"}  # fmt: skip
     page = QUANTISED_PAGE
     decode = Part(case=case, group=group, phase="decode", kv=case.kv)
@@ -394,7 +401,7 @@ def _latent(
         told = "" if indexer.key_dim in (64, 128) else f"index keys of {indexer.key_dim}"
         yield Point(
             operation="token_scores",
-            shape={"batch": _sequences(case), "query_tokens": 1, "context_tokens": context,
+            shape={"batch": sequences(case), "query_tokens": 1, "context_tokens": context,
                    "heads": indexer.heads, "index_dim": indexer.key_dim, "format": "fp8",
                    "page_tokens": page},
             part=decode, why=told,
@@ -451,7 +458,7 @@ def _logits(case: Case) -> Point:
     model = case.model
     head = Matrix(name="logits", inputs=model.hidden, outputs=model.vocab, split="vocab",
                   split_count=model.vocab, format=model.embedding_format, fixed=True)  # fmt: skip
-    return _gemm(case, None, "decode", _sequences(case), head)
+    return _gemm(case, None, "decode", sequences(case), head)
 
 
 def _joined(*parts: str) -> str:

@@ -28,8 +28,9 @@ class Provenance(Struct, frozen=True, kw_only=True, tag_field="line", tag="prove
     """Where, on what and by which command a record was measured; its first line.
 
     Nothing that could not be found out is guessed: the field is None or "", and `unknown` has the
-    reason by field name. `gpu` names the processor where `device` is "cpu". Bandwidth and FLOPs a
-    cycle (in bf16) are those that turned the counters' shares into bytes and FLOPs.
+    reason by field name. `gpu` names the processor where `device` is "cpu"; of several `ranks` it
+    is that of the first. Bandwidth and FLOPs a cycle (in bf16) are those that turned the counters'
+    shares into bytes and FLOPs.
     """
 
     format: int
@@ -51,6 +52,7 @@ class Provenance(Struct, frozen=True, kw_only=True, tag_field="line", tag="prove
     ecc: bool | None = None
     bandwidth_bytes_per_s: float | None = None
     flops_per_cycle: float | None = None
+    ranks: int = 1
     scenario: str
     scenario_sha256: str
     command: tuple[str, ...]

@@ -196,6 +196,7 @@ def peaks(points: Iterable[Point]) -> list[Prediction]:
         Prediction(name=point.key, peak_bytes=need.inputs + need.call)
         for point in points
         if not point.why
+        and point.ranks == 1
         and (point.implementation in LEAN or point.operation == "gemm")
         and point.operation != "attention_backward"
         for need in [needed(point)]

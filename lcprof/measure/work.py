@@ -67,14 +67,14 @@ def prepare(point: Counted, place: torch.device) -> Work:
     return _PREPARE[point.operation](Dimensions(point.shape), point.implementation, place)
 
 
-def _judged(wanted: Callable[[], Tensor], rounded: Callable[[], Tensor], result: Tensor) -> Any:
+def judged(wanted: Callable[[], Tensor], rounded: Callable[[], Tensor], result: Tensor) -> Any:
     """Error and allowance of a result, by the kernels' own budget."""
     budget = tolerance(wanted, rounded)
     largest, mean = budget.errors(result)
     return (largest if mean <= budget.mean else float("inf")), budget.largest
 
 
-def _ends(count: int) -> list[int]:
+def ends(count: int) -> list[int]:
     """The first and the last of `count`."""
     return sorted({0, count - 1})
 
@@ -125,7 +125,7 @@ def _prefill_work(
     def check(out: Tensor) -> tuple[float, float]:
         group = q.shape[2] // k.shape[1]
         found = []
-        for head in _ends(k.shape[1]):
+        for head in ends(k.shape[1]):
             heads = slice(head * group, (head + 1) * group)
             tail = q[:, -CHECKED_TOKENS:, heads]
             problem = check_problem(
@@ -134,7 +134,7 @@ def _prefill_work(
                 cu_context_tokens=None, q_scale=1.0, k_scale=1.0, v_scale=1.0,
             )  # fmt: skip
             found.append(
-                _judged(
+                judged(
                     lambda problem=problem: reference(problem)[0],  # type: ignore[misc]
                     lambda problem=problem: naive(problem)[0],  # type: ignore[misc]
                     out[:, -CHECKED_TOKENS:, heads],
@@ -193,7 +193,7 @@ def _decode(shape: Dimensions, impl: str, place: torch.device) -> Work:
     def check(out: Tensor) -> tuple[float, float]:
         group = inputs.q.shape[2] // inputs.k_cache.shape[1]
         found = []
-        for b, head in product(_ends(batch), _ends(inputs.k_cache.shape[1])):
+        for b, head in product(ends(batch), ends(inputs.k_cache.shape[1])):
             heads = slice(head * group, (head + 1) * group)
             one = _one_sequence(inputs, b, head, heads).arguments()
 
@@ -202,7 +202,7 @@ def _decode(shape: Dimensions, impl: str, place: torch.device) -> Work:
                 return result
 
             found.append(
-                _judged(
+                judged(
                     lambda by=by: by(False),  # type: ignore[misc]
                     lambda by=by: by(True),  # type: ignore[misc]
                     out[b : b + 1, :, heads],
@@ -242,14 +242,14 @@ def _quantised(shape: Dimensions, impl: str, place: torch.device) -> Work:
     scale = cache.head_dim**-0.5
 
     def check(out: Tensor) -> tuple[float, float]:
-        picks = _ends(batch)
+        picks = ends(batch)
 
         def by(dtype: torch.dtype) -> Tensor:
             return torch.stack(
                 [attend(q[b], *dequantise(cache, b), scale, dtype)[0] for b in picks]
             )
 
-        return _judged(lambda: by(torch.float32), lambda: by(q.dtype), out[picks])  # type: ignore[no-any-return]
+        return judged(lambda: by(torch.float32), lambda: by(q.dtype), out[picks])  # type: ignore[no-any-return]
 
     return Work(run=lambda: quantised_decode(q, cache, impl=impl)[0], check=check)
 
@@ -275,7 +275,7 @@ def _quest(shape: Dimensions, impl: str, place: torch.device) -> Work:
         last = slice(batch - 1, batch)
         one = {name: tensor[last] for name, tensor in where.items()}
         want = attended("naive", x.q[last], one)
-        return _judged(want.double, lambda: want, out[last])  # type: ignore[no-any-return]
+        return judged(want.double, lambda: want, out[last])  # type: ignore[no-any-return]
 
     return Work(run=lambda: attended(impl, x.q, where), check=check)
 
@@ -285,7 +285,7 @@ def _mla_decode(shape: Dimensions, impl: str, place: torch.device) -> Work:
     chosen: Any = impl
 
     def check(out: Tensor) -> tuple[float, float]:
-        picks = _ends(x.q.shape[0])
+        picks = ends(x.q.shape[0])
 
         def by(low: bool) -> Tensor:
             return mla_reference(
@@ -297,7 +297,7 @@ def _mla_decode(shape: Dimensions, impl: str, place: torch.device) -> Work:
                 low_precision=low,
             )[0]
 
-        return _judged(lambda: by(False), lambda: by(True), out[picks])  # type: ignore[no-any-return]
+        return judged(lambda: by(False), lambda: by(True), out[picks])  # type: ignore[no-any-return]
 
     def run() -> Tensor:
         return mla_decode(x.q, x.cache, lengths=x.lengths, page_table=x.page_table, impl=chosen)[0]
@@ -328,7 +328,7 @@ def _sparse_mla(shape: Dimensions, impl: str, place: torch.device) -> Work:
             weights = torch.softmax(x.q[last, 0].float() @ rows.float().T * DEFAULT_SCALE, -1)
             return (weights.to(dtype).float() @ rows[:, :LATENT].float()).to(dtype)
 
-        return _judged(  # type: ignore[no-any-return]
+        return judged(  # type: ignore[no-any-return]
             lambda: by(torch.float32), lambda: by(x.q.dtype), out[last, 0]
         )
 
@@ -354,7 +354,7 @@ def _token_scores(shape: Dimensions, impl: str, place: torch.device) -> Work:
 
     def check(out: Tensor) -> tuple[float, float]:
         want = scored("naive")
-        return _judged(want.double, lambda: want, out)  # type: ignore[no-any-return]
+        return judged(want.double, lambda: want, out)  # type: ignore[no-any-return]
 
     return Work(run=lambda: scored(impl), check=check)
 
@@ -403,7 +403,7 @@ def _append(shape: Dimensions, impl: str, place: torch.device) -> Work:
         count = min(new, APPENDED_TOKENS)
         groups = slice(held // step, (held + count) // step)
         largest = 0.0
-        for b in _ends(shape.count("batch")):
+        for b in ends(shape.count("batch")):
             small = cache_of(1, held + count)
             small.lengths.fill_(held)
             one = slice(b, b + 1)
@@ -460,7 +460,7 @@ def _gemm(shape: Dimensions, impl: str, place: torch.device) -> Work:
                 total = total + product(slice(start, start + step)).to(kind)
             return total
 
-        return _judged(  # type: ignore[no-any-return]
+        return judged(  # type: ignore[no-any-return]
             lambda: product(slice(None)), rounded, out[picks, picks]
         )
 

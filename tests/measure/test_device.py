@@ -140,7 +140,7 @@ def test_without_a_gpu_there_is_no_device() -> None:
 
 
 def test_a_gpu_that_cannot_be_used_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> None:
+    def refuse(index: int) -> None:
         raise RuntimeError("CUDA error: all CUDA-capable devices are busy\nCompile with ...")
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
