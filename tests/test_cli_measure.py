@@ -18,7 +18,7 @@ from measuring import Board, provenance, row
 
 from lcprof.cli import main
 from lcprof.measure import session as room
-from lcprof.measure.board import Stranger
+from lcprof.measure.board import NoBoard, Stranger
 from lcprof.measure.device import CpuDevice
 from lcprof.measure.record import Writer, read_record
 from lcprof.measure.row import Measured, Predicted
@@ -146,6 +146,61 @@ def test_a_busy_gpu_is_one_line(tiny: str, capsys: Output, monkeypatch: pytest.M
     monkeypatch.setattr(room, "board_of_gpu", lambda index: board)
     assert main(["measure", tiny]) == 3
     assert "another process is on the GPU (12), holding 12.0 GB: stop them" in error(capsys)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Gives `--device cuda` a processor for a GPU, beside the board that it is called with."""
+
+    def given(board: Any) -> None:
+        monkeypatch.setattr(room, "board_of_gpu", lambda index: board)
+        monkeypatch.setattr(room, "open_device", lambda kind, index: CpuDevice())
+
+    return given
+
+
+def test_without_nvml_times_are_measured_and_the_rest_says_why(
+    tiny: str, tmp_path: Path, capsys: Output, gpu: Any
+) -> None:
+    gpu(NoBoard("nvidia-ml-py is not installed: pip install nvidia-ml-py"))
+    command = ["measure", tiny, "-o", str(tmp_path / "run"), "--only", "gemm"]
+    assert main([*command, "--sustained", "0.001"]) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    joined = " ".join(told.out.split())
+    assert "empty, nvidia-ml-py is not installed: pip install nvidia-ml-py: power_w" in joined
+    measured = [row for row in read_record(tmp_path / "run").rows.values() if row.measured.burst_s]
+    assert measured
+    assert all(row.status == "measured" for row in measured)
+
+
+def test_a_refused_profiler_costs_its_columns(
+    tiny: str, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> None:
+        raise RuntimeError("CUPTI_ERROR_INSUFFICIENT_PRIVILEGES")
+
+    monkeypatch.setattr(CpuDevice, "profile", refused)
+    command = ["measure", tiny, *QUICK, "-o", str(tmp_path / "run"), "--only", "gemm"]
+    assert main([*command, "--counters"]) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    joined = " ".join(told.out.split())
+    why = "torch.profiler: RuntimeError: CUPTI_ERROR_INSUFFICIENT_PRIVILEGES"
+    assert f"empty, {why}: kernels, launches" in joined
+    assert "Nsight Compute counts on a CUDA GPU alone: counted_read_bytes" in joined
+
+
+def test_another_processs_memory_is_told_and_what_it_leaves_is_used(
+    tiny: str, tmp_path: Path, capsys: Output, gpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu(Board(others=[Stranger(pid=12, used_bytes=140e9)]))
+    command = ["measure", tiny, "-o", str(tmp_path / "run"), "--only", "gemm", "--sustained", "0"]
+    assert main(command) == 3
+    assert "another process is on the GPU (12), holding 140 GB: stop them, or" in error(capsys)
+    monkeypatch.setattr(CpuDevice, "free_bytes", lambda self: 1000.0)
+    assert main([*command, "--beside-others"]) == 3
+    assert "does not fit: needs" in capsys.readouterr().out
 
 
 def test_points_that_do_not_fit_are_skipped_with_the_bytes(
