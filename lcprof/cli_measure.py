@@ -152,7 +152,9 @@ def measure(
     try:
         status = work()
     except KeyboardInterrupt:
-        print(f"interrupted: {folder} keeps what was measured; --resume goes on", file=sys.stderr)
+        if record_path(folder).exists():
+            kept = f"interrupted: {folder} keeps what was measured; --resume goes on"
+            print(kept, file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         if ranks.size == 1:
@@ -272,8 +274,7 @@ def _points(
     grouped: bool,
 ) -> list[Point]:
     """The points that are taken of each scenario, each key once: those of one device, or `grouped`
-    those of several ranks. Raises InputError where a
-    scenario's limits leave nothing."""
+    those of several ranks. Raises InputError where a scenario's limits leave nothing."""
     from lcprof.measure.groups import group_points
     from lcprof.measure.points import chosen_operations, implementations, points_of
 
