@@ -258,6 +258,15 @@ measure: {only: [decode_attention], impl: torch, budget: 5m, sustained: 0, max_c
     assert all(row.measured.sustained_s is None for row in rows)
 
 
+def test_a_plan_is_the_same_with_a_measure_block(tiny: str, capsys: Output) -> None:
+    assert main(["plan", tiny, "--json"]) == 0
+    without = capsys.readouterr().out
+    with Path(tiny).open("a") as file:
+        file.write("measure: {only: gemm, max_batch: 1, max_context: 1}\n")
+    assert main(["plan", tiny, "--json"]) == 0
+    assert capsys.readouterr().out == without
+
+
 def test_faults_of_the_measure_block_come_all_at_once(tiny: str, capsys: Output) -> None:
     with Path(tiny).open("a") as file:
         file.write("measure: {only: gem, impl: [lcprof, 3], budget: 0, max_contxt: 1}\n")

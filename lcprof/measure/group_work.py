@@ -16,10 +16,11 @@ from lcprof.measure.points import Point
 from lcprof.measure.ranks import Ranks
 from lcprof.measure.shapes import CHECKED_TOKENS, DTYPES, Dimensions
 from lcprof.measure.work import Work, ends, judged
-from lcprof_kernels.attention.problem import check_problem
+from lcprof_kernels.attention.problem import Problem, check_problem
 from lcprof_kernels.attention.reference import naive, reference
 from lcprof_kernels.decode.reference import decode_reference
 from lcprof_kernels.errors import KernelError
+from lcprof_kernels.merge.api import merge_partials
 from lcprof_kernels.ring import context_decode, context_prefill, join_tokens
 from lcprof_kernels.ring.shards import chunks_of_rank
 
@@ -198,16 +199,29 @@ def _prefill(shape: Dimensions, impl: str, me: _Me) -> Work:
         found = []
         for place, head in enumerate(picks):
             heads = slice(head * group, (head + 1) * group)
-            problem = check_problem(
-                q[:, -tail:, heads], keys[:, place : place + 1, :seen],
-                values[:, place : place + 1, :seen], causal=True, window_tokens=None,
-                sink_tokens=0, scale=None, cu_query_tokens=None, cu_context_tokens=None,
-                q_scale=1.0, k_scale=1.0, v_scale=1.0,
-            )  # fmt: skip
+            part = slice(place, place + 1)
+
+            def seen_from(
+                start: int, end: int, part: slice = part, heads: slice = heads
+            ) -> Problem:
+                return check_problem(
+                    q[:, -tail:, heads], keys[:, part, start:end], values[:, part, start:end],
+                    causal=end == seen, window_tokens=None, sink_tokens=0, scale=None,
+                    cu_query_tokens=None, cu_context_tokens=None, q_scale=1.0, k_scale=1.0,
+                    v_scale=1.0,
+                )  # fmt: skip
+
+            def rounded(seen_from: Callable[[int, int], Problem] = seen_from) -> Tensor:
+                step = size if exchange == "ring" else seen
+                return merged(
+                    [naive(seen_from(start, start + step)) for start in range(0, seen, step)],
+                    dtype,
+                )
+
             found.append(
                 judged(
-                    lambda problem=problem: reference(problem)[0],  # type: ignore[misc]
-                    lambda problem=problem: naive(problem)[0],  # type: ignore[misc]
+                    lambda seen_from=seen_from: reference(seen_from(0, seen))[0],  # type: ignore[misc]
+                    rounded,
                     out[:, -tail:, heads],
                 )
             )
@@ -242,15 +256,26 @@ def _decode(shape: Dimensions, impl: str, me: _Me) -> Work:
         for place, head in enumerate(picks):
             heads = slice(head * group, (head + 1) * group)
             part = slice(place, place + 1)
-            given = q[:1, :, heads], keys[:, part], values[:, part]
 
-            def by(low: bool, given: tuple[Tensor, Tensor, Tensor] = given) -> Tensor:
-                return decode_reference(*given, low_precision=low)[0]
+            def seen_from(
+                start: int, end: int, low: bool, part: slice = part, heads: slice = heads
+            ) -> tuple[Tensor, Tensor]:
+                where = slice(start, end)
+                return decode_reference(
+                    q[:1, :, heads], keys[:, part, where], values[:, part, where],
+                    low_precision=low,
+                )  # fmt: skip
+
+            def rounded(
+                seen_from: Callable[[int, int, bool], tuple[Tensor, Tensor]] = seen_from,
+            ) -> Tensor:
+                starts = range(0, local * me.ranks, local)
+                return merged([seen_from(start, start + local, True) for start in starts], dtype)
 
             found.append(
                 judged(
-                    lambda by=by: by(False),  # type: ignore[misc]
-                    lambda by=by: by(True),  # type: ignore[misc]
+                    lambda seen_from=seen_from: seen_from(0, local * me.ranks, False)[0],  # type: ignore[misc]
+                    rounded,
                     out[:1, :, heads],
                 )
             )
@@ -260,6 +285,13 @@ def _decode(shape: Dimensions, impl: str, me: _Me) -> Work:
         return context_decode(q, k, v, lengths=lengths, group=me.group, impl=chosen)[0]
 
     return Work(run=run, check=check)
+
+
+def merged(parts: list[tuple[Tensor, Tensor]], dtype: torch.dtype) -> Tensor:
+    """Attention from its results over parts of the keys, each rounded as a rank hands it on."""
+    outs = torch.stack([out.to(dtype).float() for out, _ in parts])
+    lses = torch.stack([lse.float() for _, lse in parts])
+    return merge_partials(outs, lses, dtype=dtype, impl="torch")[0]
 
 
 def worst(found: list[tuple[float, float]]) -> tuple[float, float]:
