@@ -343,5 +343,7 @@ def needed_group(task: Point) -> float:
     queries = batch * (context / ranks if task.operation == "context_prefill" else 1)
     around = 12.0 * queries * q_heads * dim
     scores = 16.0 * queries * q_heads * context / ranks if task.implementation == "naive" else 0.0
-    # Drawn in float32 first, and all ranks' of them for the check.
-    return held * (2 + ranks) + 2.0 * held + around + scores
+    # The check draws all ranks' parts again, in float32 first, and attends with a few queries of a
+    # group of heads to all of them, keys and values repeated for each.
+    check = (12.0 * 2 * dim + 16.0 * CHECKED_TOKENS) * context * q_heads / kv_heads
+    return held * (4 + ranks) + around + scores + check

@@ -11,6 +11,7 @@ from lcprof.cost.timing.families import PARAMETERS
 from lcprof.domain.operations import GROUPED
 from lcprof.errors import InputError
 from lcprof.measure.floors import join
+from lcprof.measure.group_work import needed_group
 from lcprof.measure.groups import check_ranks, group_floors, group_points
 from lcprof.measure.points import Point, chosen_operations, points_of
 from lcprof.plan.fits import finder, power_for, published_fits
@@ -116,6 +117,17 @@ def test_floors_and_expectations_of_collectives() -> None:
     gathered = told[next(p for p in found if p.operation == "all_gather").key]
     assert gathered.floor_s == pytest.approx(each.floor_s / 2)
     assert join(found, group_floors(found, None))[reduced.key].floor_s is None
+
+
+def test_a_ranks_memory_covers_its_tensors_and_the_check() -> None:
+    (reduced, *_) = points(gpus=8, tp=8, only=("all_reduce",))
+    # The buffer, and for the check the sum and every rank's words.
+    assert needed_group(reduced) >= 10 * 8192 * 8192 * 2
+    ring, _ = points(model="llama-3.1-8b", gpus=8, tp=1, cp=8, context="1M",
+                     only=("context_prefill",))  # fmt: skip
+    # All keys and values of a layer are drawn again: 1 M tokens of 8 heads of 128, in bf16.
+    whole = 2**20 * 8 * 128 * 2 * 2
+    assert whole < needed_group(ring) < 10 * whole
 
 
 def test_floors_of_contexts_are_a_ranks_part() -> None:
