@@ -3,27 +3,34 @@ which adds them to its own."""
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
-from lcprof.cli import FITS, INTERRUPTED, NONE_FITS
+from lcprof.cli import BAD_INPUT, FITS, INTERRUPTED, NONE_FITS
 from lcprof.errors import InputError
-from lcprof.flags import axis_options, plan_asked
+from lcprof.flags import Asked, axis_options, plan_asked
 
 if TYPE_CHECKING:
     from lcprof.domain.calibration import Calibration
+    from lcprof.domain.case import Case
     from lcprof.domain.gpu import Gpu
     from lcprof.measure.floors import Prediction
     from lcprof.measure.points import Point
+    from lcprof.measure.ranks import Place, Ranks
     from lcprof.measure.runner import Outcome
+    from lcprof.scenario.measuring import Measuring
+
+T = TypeVar("T")
 
 IMPOSSIBLE = OFF_LIMIT = NONE_FITS
 SHOWN_ROWS = 20
+SUSTAINED_S = 1.0
 
 MEASURE_EPILOG = """\b
 Examples:
@@ -32,6 +39,7 @@ Examples:
   lcprof measure scenarios/smoke.yaml --device cpu
   lcprof measure scenarios/smoke.yaml --device cpu --resume
   lcprof measure --ceilings
+  torchrun --nproc-per-node=8 -m lcprof measure scenarios/standard/llama-3.1-70b.yaml --tp 8
 Exit status: 0 when every row was measured or has its reason, 3 when nothing could be measured, a
 result was wrong or the GPU was lost, 2 for bad input, 130 after Ctrl-C."""
 
@@ -45,9 +53,13 @@ result was wrong or the GPU was lost, 2 for bad input, 130 after Ctrl-C."""
 @click.option("--impl", "impls", multiple=True, metavar="NAME", help="lcprof, torch, naive, ...")
 @click.option("--only", multiple=True, metavar="OPERATION", help="decode_attention, all, ...")
 @click.option("--budget", metavar="TIME", help="begin no point after this long: 5m")
-@click.option("--sustained", default="1 s", show_default=True, metavar="TIME", help="0 for none")
+@click.option("--sustained", metavar="TIME", help="0 for none; 1 s by default")
+@click.option("--max-batch", metavar="N", help="leave out more sequences at once")
+@click.option("--max-context", metavar="TOKENS", help="leave out longer prompts")
 @click.option("--ceilings", is_flag=True, help="bandwidths, products and launches first")
+@click.option("--counters", is_flag=True, help="bytes and FLOPs by Nsight Compute, point by point")
 @click.option("--trace", is_flag=True, help="keep each point's Chrome trace in RUN/traces")
+@click.option("--timeline", is_flag=True, help="keep what each point allocates in RUN/traces")
 @click.option("--resume", is_flag=True, help="go on with the record in RUN")
 @click.option("--beside-others", is_flag=True, help="although other processes use the GPU")
 def measure(
@@ -58,9 +70,13 @@ def measure(
     impls: tuple[str, ...],
     only: tuple[str, ...],
     budget: str | None,
-    sustained: str,
+    sustained: str | None,
+    max_batch: str | None,
+    max_context: str | None,
     ceilings: bool,
+    counters: bool,
     trace: bool,
+    timeline: bool,
     resume: bool,
     beside_others: bool,
     **axes: tuple[str, ...],
@@ -68,58 +84,102 @@ def measure(
     """Run the kernels of scenarios on the GPU at hand and put what they took beside the plan.
 
     What several scenarios share is measured once. Every row is on the disk once it is measured; a
-    run that ended early goes on with --resume.
+    run that ended early goes on with --resume. Flags win over a scenario's `measure` block.
     """
+    from lcprof.measure.groups import check_ranks
     from lcprof.measure.machine import catalogued, flops_per_cycle
-    from lcprof.measure.points import chosen_operations, implementations, points_of
+    from lcprof.measure.ranks import place_of
     from lcprof.measure.record import record_path
     from lcprof.measure.runner import Settings
-    from lcprof.measure.session import Wish, open_session, run_session
+    from lcprof.measure.session import Wish, counter_of, open_session, run_session
     from lcprof.report.progress import measuring
 
-    chosen = {"impls": implementations(impls, device), "only": chosen_operations(only)}
-    budget_s, sustained_s = _seconds("--budget", budget), _seconds("--sustained", sustained)
+    place = place_of()
+    if place is not None and place.rank:
+        # All ranks plan the same, and refuse the same; the first one says so.
+        sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    flags = _measuring(impls, only, budget, sustained, max_batch, max_context)
     bare = not scenarios and not settings and not any(axes.values())
     if bare and not ceilings:
         raise InputError.one(
             "measure", given="nothing", expected="a scenario, flags that make one, or --ceilings"
         )
-    if budget_s == 0:
-        raise InputError.one("--budget", given=budget, expected="longer than 0 s")
     asked = [] if bare else [plan_asked(each, axes, settings) for each in scenarios or (None,)]
+    taken = [each.measure.under(flags) for each in asked] or [flags]
     cases = [row.case for each in asked for row in each.rows]
-    points = points_of(cases, device=device, **chosen)
+    points = _points(asked, taken, device, grouped=place is not None)
+    if place is not None and not bare:
+        check_ranks(points, place.size)
     folder = Path(run or f"runs/{_stem(scenarios, bare=bare)}-{device}")
-    session = open_session(device, beside_others=beside_others)
     given = cases[0].deployment.gpu if axes["gpu"] and cases else None
-    sheet = given or catalogued(session.name, session.facts.memory_bytes)
-    sheet = sheet if device == "cuda" else None
-    wish = Wish(
-        run=folder,
-        points=points,
-        predictions=_predictions(points, sheet),
-        scenario=_scenario_text(scenarios, axes, settings),
-        command=("lcprof", *sys.argv[1:]),
-        ceilings=ceilings,
-        resume=resume,
-    )
-    how = Settings(
-        budget_s=budget_s,
-        sustained_s=sustained_s or 0.0,
-        trace=record_path(folder).parent / "traces" if trace else None,
-        flops_per_cycle=flops_per_cycle(sheet),
-        bandwidth_bytes_per_s=None if sheet is None else sheet.bandwidth_bytes_per_s,
-    )
-    try:
+    ranks = _joined(place, device)
+
+    def work() -> int:
+        index = 0 if place is None else place.local_rank
+        session = open_session(device, beside_others=beside_others, index=index)
+        sheet = given or catalogued(session.name, session.facts.memory_bytes)
+        sheet = sheet if device == "cuda" else None
+        traces = record_path(folder).parent / "traces"
+        wish = Wish(
+            run=folder,
+            points=points,
+            predictions=_predictions(points, sheet, session.facts.power_limit_w),
+            scenario=_scenario_text(scenarios, axes, settings),
+            command=("lcprof", *sys.argv[1:]),
+            ceilings=ceilings,
+            resume=resume,
+            counter=counter_of(device, ranks=ranks.size) if counters else None,
+        )
+        how = Settings(
+            budget_s=_longest(each.budget for each in taken),
+            sustained_s=_longest((each.sustained for each in taken), SUSTAINED_S) or 0.0,
+            trace=traces if trace else None,
+            timeline=traces if timeline else None,
+            flops_per_cycle=flops_per_cycle(sheet),
+            bandwidth_bytes_per_s=None if sheet is None else sheet.bandwidth_bytes_per_s,
+        )
         with measuring(sys.stderr) as observe:
-            result = run_session(session, wish, how, observe=observe)
+            result = run_session(session, wish, how, observe=observe, ranks=ranks)
+        status = FITS
+        if ranks.rank == 0:
+            if result.dropped_bytes:
+                words = f"a torn last line of {result.dropped_bytes} bytes was cut off"
+                print(words, file=sys.stderr)
+            _print_record(folder)
+            status = _measured_status(folder, result.outcome)
+        return ranks.first(status)
+
+    try:
+        status = work()
     except KeyboardInterrupt:
-        print(f"interrupted: {folder} keeps what was measured; --resume goes on", file=sys.stderr)
+        if record_path(folder).exists():
+            kept = f"interrupted: {folder} keeps what was measured; --resume goes on"
+            print(kept, file=sys.stderr)
         return INTERRUPTED
-    if result.dropped_bytes:
-        print(f"a torn last line of {result.dropped_bytes} bytes was cut off", file=sys.stderr)
-    _print_record(folder)
-    return _measured_status(folder, result.outcome)
+    except Exception as error:
+        if ranks.size == 1:
+            raise
+        # The other ranks would wait for this one.
+        bad = isinstance(error, InputError)
+        ranks.fail("; ".join(str(error).splitlines()), BAD_INPUT if bad else IMPOSSIBLE)
+    ranks.close()
+    return status
+
+
+def _joined(place: Place | None, device: Literal["cuda", "cpu"]) -> Ranks:
+    """The ranks that measure together, where a launcher started several; only the first one speaks.
+    Raises ImpossibleError."""
+    from lcprof.measure.ranks import Alone, Together, check_gpus
+
+    if place is None:
+        return Alone()
+    if find_spec("torch") is None:
+        from lcprof.measure.device import open_device
+
+        open_device(device)
+    if device == "cuda":
+        check_gpus(place)
+    return Together(place, device)
 
 
 def _stem(scenarios: Sequence[str], *, bare: bool) -> str:
@@ -130,14 +190,23 @@ def _stem(scenarios: Sequence[str], *, bare: bool) -> str:
     return first.stem if len(scenarios) == 1 else first.resolve().parent.name or "several"
 
 
-def _predictions(points: Sequence[Point], sheet: Gpu | None) -> list[Prediction]:
-    """Floors of points and what calibrations expect of them, on the GPU of a data sheet."""
-    from lcprof.calibrate.predictions import expectations
+def _predictions(
+    points: Sequence[Point], sheet: Gpu | None, limit_w: float | None
+) -> list[Prediction]:
+    """Floors of points and what calibrations expect of them, on the GPU of a data sheet that is
+    held to a power limit; beside it what would be expected without any measurement on it."""
+    from lcprof.calibrate.predictions import expectations, uncalibrated
     from lcprof.measure.floors import floors
-    from lcprof.plan.fits import fits_for
+    from lcprof.measure.groups import group_floors
+    from lcprof.plan.fits import fits_for, power_for, published_fits
 
-    expected = [] if sheet is None else expectations(points, sheet, fits_for(sheet))
-    return [*floors(points, sheet), *expected]
+    found = floors([point for point in points if point.ranks == 1], sheet)
+    found += group_floors([point for point in points if point.ranks > 1], sheet)
+    if sheet is not None:
+        power = power_for(sheet, limit_w)
+        found += expectations(points, sheet, fits_for(sheet), power)
+        found += uncalibrated(points, sheet, published_fits(sheet), power)
+    return found
 
 
 def _measured_status(folder: Path, outcome: Outcome) -> int:
@@ -152,15 +221,92 @@ def _measured_status(folder: Path, outcome: Outcome) -> int:
     return NONE_FITS if bad or "measured" not in statuses else FITS
 
 
-def _seconds(flag: str, text: str | None) -> float | None:
-    from lcprof.units import DURATION_EXPECTED, parse_duration
+def _measuring(
+    impls: tuple[str, ...],
+    only: tuple[str, ...],
+    budget: str | None,
+    sustained: str | None,
+    max_batch: str | None,
+    max_context: str | None,
+) -> Measuring:
+    """What flags say of the points to take. Raises InputError."""
+    from lcprof.measure.points import chosen_operations, implementations
+    from lcprof.scenario.fields import Duration, Seconds, Tokens
+    from lcprof.scenario.measuring import Measuring
+    from lcprof.units import parse_count
 
+    # Refused here by the flag's name, whichever device they are for.
+    chosen_operations(only)
+    implementations(impls, "cuda")
+    batch = _read("--max-batch", max_batch, lambda text: parse_count(text, unit="sequences"))
+    if batch == 0:
+        raise InputError.one("--max-batch", given=max_batch, expected="at least 1")
+    return Measuring(
+        only=only,
+        impl=impls,
+        budget=_read("--budget", budget, Seconds.read),
+        sustained=_read("--sustained", sustained, Duration.read),
+        max_batch=batch,
+        max_context=_read("--max-context", max_context, Tokens.read),
+    )
+
+
+def _read(flag: str, text: str | None, read: Callable[[str], T]) -> T | None:
+    """A flag's text as `read` has it, which raises ValueError with what it expected."""
     if text is None:
         return None
     try:
-        return parse_duration(text)
-    except ValueError:
-        raise InputError.one(flag, given=text, expected=DURATION_EXPECTED) from None
+        return read(text)
+    except ValueError as error:
+        raise InputError.one(flag, given=text, expected=str(error)) from None
+
+
+def _longest(times: Iterable[float | None], default: float | None = None) -> float | None:
+    """The longest time that scenarios ask for, as one run measures them all."""
+    return max((each for each in times if each is not None), default=default)
+
+
+def _points(
+    asked: Sequence[Asked],
+    taken: Sequence[Measuring],
+    device: Literal["cuda", "cpu"],
+    *,
+    grouped: bool,
+) -> list[Point]:
+    """The points that are taken of each scenario, each key once: those of one device, or `grouped`
+    those of several ranks. Raises InputError where a scenario's limits leave nothing."""
+    from lcprof.measure.groups import group_points
+    from lcprof.measure.points import chosen_operations, implementations, points_of
+
+    found: dict[str, Point] = {}
+    for each, how in zip(asked, taken, strict=True):
+        cases = [row.case for row in each.rows]
+        find = group_points if grouped else points_of
+        points = find(
+            _within(cases, how),
+            impls=implementations(how.impl, device),
+            only=chosen_operations(how.only),
+            device=device,
+        )
+        for point in points:
+            found.setdefault(point.key, point)
+    return list(found.values())
+
+
+def _within(cases: Sequence[Case], how: Measuring) -> list[Case]:
+    """The cases that the limits on sequences and context leave. Raises InputError for none."""
+    for flag, most, name in (
+        ("--max-batch", how.max_batch, "concurrency"),
+        ("--max-context", how.max_context, "context_tokens"),
+    ):
+        if most is None:
+            continue
+        sizes = [getattr(case.workload, name) for case in cases]
+        cases = [case for case, size in zip(cases, sizes, strict=True) if size <= most]
+        if not cases:
+            expected = f"at least the least that is planned, {min(sizes):.0f}"
+            raise InputError.one(flag, given=f"{most:.0f}", expected=expected)
+    return list(cases)
 
 
 def _scenario_text(

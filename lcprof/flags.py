@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lcprof.domain.case import Case
     from lcprof.plan.row import Row
     from lcprof.plan.wide import Wide
+    from lcprof.scenario.measuring import Measuring
     from lcprof.scenario.schema import Scenario
 
 AXES: dict[str, tuple[str, str]] = {
@@ -66,12 +67,14 @@ def axis_options(command: F) -> F:
 
 
 class Asked(Struct, frozen=True, kw_only=True):
-    """The rows that file and flags ask for, the file's question and note, and the scenario keys
-    given. Of more rows than are held, `wide` has planned all and `rows` are those it kept."""
+    """The rows that file and flags ask for, the file's question, note and `measure` block, and the
+    scenario keys given. Of more rows than are held, `wide` has planned all and `rows` are those it
+    kept."""
 
     rows: list[Row]
     question: str
     note: str = ""
+    measure: Measuring
     keys: frozenset[str]
     wide: Wide | None = None
 
@@ -128,7 +131,9 @@ def _planned(read: Scenario, expanded: Callable[[Scenario], list[Case]]) -> Aske
     from lcprof.plan.row import plan_cases
     from lcprof.scenario.schema import COMBINATIONS_LIMIT, combinations
 
-    asked = Asked(rows=[], question=read.question, note=read.note, keys=frozenset())
+    asked = Asked(
+        rows=[], question=read.question, note=read.note, measure=read.measure, keys=frozenset()
+    )
     if combinations(read) <= COMBINATIONS_LIMIT:
         return replace(asked, rows=plan_cases(expanded(read)))
     from lcprof.plan.wide import plan_wide

@@ -127,6 +127,7 @@ def planned(source: str | Path | Mapping[str, Any], changes: Mapping[str, Any]) 
             rows=plan_cases(expand(scenario, where=where, base=base)),
             question=scenario.question,
             note=scenario.note,
+            measure=scenario.measure,
             keys=keys,
         )
     )

@@ -7,6 +7,7 @@ would need an `if` on a quantity. Scalars never load numpy, so a plan of one sce
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -92,3 +93,12 @@ def doublings(a: Any) -> Any:
 
     parts, powers = np.frexp(a)
     return (powers - 2.0) + 2.0 * parts
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value below which a share of `values` lies, linear between neighbours."""
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)

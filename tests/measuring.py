@@ -37,6 +37,7 @@ class Task:
     source: str = "made up"
     operation: str = "decode_attention"
     implementation: str = "triton"
+    ranks: int = 1
 
     @property
     def shape(self) -> Mapping[str, int | float | str]:
@@ -132,11 +133,15 @@ class Device:
         if self.release_fault is not None:
             raise self.release_fault
 
-    def profile(self, run: Callable[[], object], trace: Path | None) -> tuple[Kernel, ...]:
+    def profile(
+        self, run: Callable[[], object], trace: Path | None, timeline: Path | None = None
+    ) -> tuple[Kernel, ...]:
         if self.profiler_fault is not None:
             raise self.profiler_fault
         if trace is not None:
             trace.write_text("{}")
+        if timeline is not None:
+            timeline.write_text("time_s\n")
         return (Kernel(name="decode", launches=2, seconds=1e-3, grid=(8, 1, 1), registers=128),)
 
 

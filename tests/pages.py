@@ -38,6 +38,7 @@ def columns(table: Mapping[str, Any]) -> dict[str, list[Any]]:
 
 def scale_of(column: str, unit: str) -> float:
     """What a unit that a page shows multiplies by."""
+    column = column.removesuffix("_predicted").removesuffix("_measured")
     timed = column.endswith(("_s", "seconds")) or column.startswith("seconds_")
     if unit in TIMES and timed and "per_s" not in column:
         return TIMES[unit]

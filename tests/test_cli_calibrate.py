@@ -112,7 +112,7 @@ def points(context: str) -> list[Point]:
 def measured(given: list[Point]) -> list[Row]:
     """Rows as `lcprof measure` writes them, of kernels whose parameters are `DECODE`."""
     sheet = load_gpu("h200-sxm", where="test")
-    predicted = join(given, room._predictions(given, sheet))
+    predicted = join(given, room._predictions(given, sheet, 700.0))
     shapes = [dict(point.shape) for point in given]
     times = rows("decode_attention", shapes, DECODE)
     return [replace(each, predicted=predicted[each.key]) for each in times]

@@ -7,15 +7,17 @@ measured and what is predicted for measuring both come through here.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from lcprof.cost.expected import own
-from lcprof.cost.expected.kernels import alike
+from lcprof.cost.expected.kernels import alike, is_on_bus, nccl
 from lcprof.cost.expected.task import Task
 from lcprof.cost.timing.ceilings import ceilings_of
+from lcprof.cost.timing.collective import COLLECTIVE, SWITCHED_RANKS, CollectiveCall
 from lcprof.cost.timing.decode_attention import DECODE_ATTENTION, DecodeAttentionCall
 from lcprof.cost.timing.elementwise import ELEMENTWISE, ElementwiseCall
 from lcprof.cost.timing.family import Family
@@ -31,6 +33,7 @@ from lcprof.domain.kv.kivi import Kivi
 from lcprof.domain.kv.quantised import Fp8
 from lcprof.domain.kv.sparse import Quest
 from lcprof.domain.kv.stream import Stream
+from lcprof.domain.operations import COLLECTIVES
 
 Shape = Mapping[str, int | float | str]
 
@@ -353,6 +356,21 @@ def _gemm(row: _Row) -> _Made:
     return GEMM, variants[name], call
 
 
+def _exchange(row: _Row, passes: float) -> _Made:
+    """A collective of the library, on one machine."""
+    ranks, buffer_bytes = row.positive("ranks", "buffer_bytes").values()
+    bus = is_on_bus(row.gpu, int(ranks))
+    switched = passes == 2.0 and row.gpu.architecture == "Hopper" and ranks == SWITCHED_RANKS
+    call = CollectiveCall(
+        buffer_bytes=buffer_bytes,
+        ranks=ranks,
+        passes=passes,
+        on_bus=float(bus),
+        in_switch=float(switched and not bus),
+    )
+    return COLLECTIVE, nccl(row.gpu, int(ranks)), call
+
+
 _CALLS: Mapping[str, Callable[[_Row], _Made]] = {
     "prefill_attention": _prefill,
     "mla_prefill": _mla_prefill,
@@ -364,12 +382,14 @@ _CALLS: Mapping[str, Callable[[_Row], _Made]] = {
     "token_scores": _token_scores,
     "append": _append,
     "gemm": _gemm,
+    **{name: partial(_exchange, passes=passes) for name, passes in COLLECTIVES.items()},
 }
 _ABLE: Mapping[str, tuple[str, ...]] = {
     "prefill_attention": ("triton", "flash", "cudnn"),
     "decode_attention": ("triton", "flash", "cudnn"),
     "append": ("triton", "torch"),
     "gemm": ("torch",),
+    **dict.fromkeys(COLLECTIVES, ("nccl",)),
 }
 """Implementations that are a stack's; only our own kernel where an operation is not named.
 PyTorch's step over a quantised cache widens all of it first, which no family describes."""

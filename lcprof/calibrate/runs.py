@@ -19,9 +19,9 @@ from lcprof.cost.expected.task import Fits, UnmeasuredError, timed
 from lcprof.cost.timing.ceilings import Ceilings, ceilings_of
 from lcprof.domain.calibration import Calibration, Fit, Found
 from lcprof.domain.gpu import Gpu
+from lcprof.domain.operations import OPERATIONS
 from lcprof.errors import InputError, LcprofError
 from lcprof.measure.machine import catalogued
-from lcprof.measure.points import OPERATIONS
 from lcprof.measure.record import Record
 from lcprof.measure.row import Provenance, Row
 

@@ -5,31 +5,77 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from lcprof.measure.record import Record
 from lcprof.measure.row import Row
 
-METRICS = (
-    ("seconds", "seconds", "burst_s"),
-    ("hbm_bytes", "hbm_bytes", "hbm_bytes"),
-    ("flops", "flops", "flops"),
-    ("peak_bytes", "peak_bytes", "peak_allocated_bytes"),
+
+class Metric(Struct, frozen=True, kw_only=True):
+    """What is compared: its name, the prediction's field, those of its interval ("" without one)
+    and of its basis, the measurement's column."""
+
+    name: str
+    predicted: str
+    measured: str
+    low: str = ""
+    high: str = ""
+    basis: str = "basis"
+
+
+SECONDS = Metric(name="seconds", predicted="seconds", measured="burst_s", low="low", high="high")
+SUSTAINED = Metric(
+    name="sustained_s",
+    predicted="sustained_s",
+    measured="sustained_s",
+    low="sustained_low_s",
+    high="sustained_high_s",
 )
-"""Metric, the prediction's field, the measurement's."""
+ENERGY = Metric(
+    name="energy_j",
+    predicted="energy_j",
+    measured="energy_j",
+    low="energy_low_j",
+    high="energy_high_j",
+)
+METRICS = (
+    SECONDS,
+    SUSTAINED,
+    ENERGY,
+    Metric(name="hbm_bytes", predicted="hbm_bytes", measured="moved_bytes"),
+    Metric(name="flops", predicted="flops", measured="tensor_flops"),
+    Metric(name="peak_bytes", predicted="peak_bytes", measured="peak_allocated_bytes"),
+)
+"""What is expected of a row."""
+UNCALIBRATED = {
+    f"uncalibrated_{suffix}": Metric(
+        name=f"uncalibrated_{suffix}",
+        predicted=f"uncalibrated_{suffix}",
+        measured=metric.measured,
+        basis="uncalibrated_basis",
+    )
+    for suffix, metric in (("s", SECONDS), ("sustained_s", SUSTAINED), ("energy_j", ENERGY))
+}
+"""What would be expected had nothing been measured on this GPU, by metric."""
+IN_A_ROW = (SUSTAINED.measured, ENERGY.measured)
+"""Columns of calls one after the other, which predictions take to read all from memory."""
 FLOOR = "floor_s"
+BESIDE = frozenset({FLOOR, *UNCALIBRATED})
+"""Metrics that stand beside expectations; no limit on errors applies to them."""
 LEAST_TENSOR = 0.2
 """Share of the time that tensor cores must work for their FLOPs to be compared: below it, most of
 what they do is padding of small tiles."""
 RUN_METRICS = ("burst_s", "sustained_s", "energy_j", "power_w", "sm_clock_hz", "hbm_bytes",
                "flops", "peak_allocated_bytes", "rate_bytes_per_s", "rate_flops_per_s")  # fmt: skip
 CONDITIONS = ("gpu", "gpu_uuid_sha256", "device", "driver", "cuda", "torch", "triton", "lcprof",
-              "commit", "power_limit_w", "mig", "ecc", "scenario_sha256")  # fmt: skip
+              "commit", "power_limit_w", "mig", "ecc", "ranks", "scenario_sha256")  # fmt: skip
 
 
 class Residual(Struct, frozen=True, kw_only=True):
     """One metric of one row: predicted / measured - 1 is its error.
 
-    A floor is no expectation: its metric is "floor_s", and no limit on errors applies to it.
+    Floors ("floor_s") and what is uncalibrated ("uncalibrated_s", ...) stand beside expectations:
+    no limit on errors applies to them.
     `inside` says whether the measurement lay in the predicted interval, None where there was none.
     """
 
@@ -66,62 +112,56 @@ class Difference(Struct, frozen=True, kw_only=True):
 
 
 def residuals(rows: Iterable[Row]) -> list[Residual]:
-    """Every metric that was both predicted and measured, the worst first, floors last.
+    """Every metric that was both predicted and measured, the worst first; floors and what is
+    uncalibrated after them.
 
-    FLOPs by hardware counters are those that tensor cores did, padding included.
+    FLOPs by hardware counters are those that tensor cores did, padding included. Calls one after
+    the other that find their input in the L2 are not what was predicted.
     """
     found: list[Residual] = []
     for row in rows:
         if row.status != "measured":
             continue
-        told, got = row.predicted, row.measured
-        for metric, field, column in METRICS:
-            predicted, measured = getattr(told, field), getattr(got, column)
-            if error_of(row, metric, predicted, measured) is None:
-                continue
-            inside = None
-            if metric == "seconds" and told.low is not None and told.high is not None and measured:
-                inside = told.low <= measured <= told.high
-            found += _residual(row, metric, predicted, measured, told.basis, inside)
+        told = row.predicted
+        for metric in (*METRICS, *UNCALIBRATED.values()):
+            found += _residual(row, metric)
         basis = f"data sheet of {told.floor_gpu}" if told.floor_gpu else "data sheet"
-        found += _residual(row, FLOOR, told.floor_s, got.burst_s, basis, None)
-    return sorted(found, key=lambda each: (each.metric == FLOOR, -abs(each.error)))
+        floor = Metric(name=FLOOR, predicted=FLOOR, measured=SECONDS.measured)
+        found += [replace(each, basis=basis, held_out=None) for each in _residual(row, floor)]
+    return sorted(found, key=lambda each: (each.metric in BESIDE, -abs(each.error)))
 
 
-def error_of(
-    row: Row, metric: str, predicted: float | None, measured: float | None
-) -> float | None:
-    """predicted / measured - 1; None where one is lacking, and for FLOPs where tensor cores hardly
-    work."""
-    if not predicted or not measured:
+def error_of(row: Row, metric: Metric) -> float | None:
+    """predicted / measured - 1; None where one is lacking, for FLOPs where tensor cores hardly
+    work, and for calls one after the other that find their input in the L2."""
+    got = row.measured
+    predicted, measured = getattr(row.predicted, metric.predicted), getattr(got, metric.measured)
+    padded = metric.name == "flops" and (got.tensor_utilisation or 1.0) < LEAST_TENSOR
+    if not predicted or not measured or padded or (got.warm and metric.measured in IN_A_ROW):
         return None
-    if metric == "flops" and (row.measured.tensor_utilisation or 1.0) < LEAST_TENSOR:
-        return None
-    return predicted / measured - 1.0
+    error: float = predicted / measured - 1.0
+    return error
 
 
-def _residual(
-    row: Row,
-    metric: str,
-    predicted: float | None,
-    measured: float | None,
-    basis: str,
-    inside: bool | None,
-) -> list[Residual]:
-    error = error_of(row, metric, predicted, measured)
-    if error is None or not predicted or not measured:
+def _residual(row: Row, metric: Metric) -> list[Residual]:
+    told = row.predicted
+    error = error_of(row, metric)
+    predicted, measured = getattr(told, metric.predicted), getattr(row.measured, metric.measured)
+    if error is None:
         return []
+    low, high = (getattr(told, name) if name else None for name in (metric.low, metric.high))
+    inside = None if low is None or high is None else low <= measured <= high
     return [
         Residual(
             key=row.key,
             op=row.operation,
             implementation=row.implementation,
-            metric=metric,
+            metric=metric.name,
             predicted=predicted,
             measured=measured,
             error=error,
-            held_out=row.predicted.held_out,
-            basis=basis,
+            held_out=None if metric.name in BESIDE else told.held_out,
+            basis=getattr(told, metric.basis),
             inside=inside,
         )
     ]
@@ -129,7 +169,7 @@ def _residual(
 
 def expectations(found: Sequence[Residual]) -> list[Residual]:
     """Those that a limit on errors applies to."""
-    return [each for each in found if each.metric != FLOOR]
+    return [each for each in found if each.metric not in BESIDE]
 
 
 def changes(first: Record, second: Record) -> list[Change]:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
-from lcprof.compare.residuals import Residual
+from lcprof.compare.residuals import METRICS, UNCALIBRATED, Residual
 from lcprof.measure.row import Row
-from lcprof.measure.runner import quantile
+from lcprof.num import quantile
 
 
 class Errors(Struct, frozen=True, kw_only=True):
@@ -55,6 +55,19 @@ def errors_of(found: Sequence[Residual]) -> Errors | None:
 def by_metric(found: Iterable[Residual]) -> dict[str, Errors]:
     """The errors of each metric, floors among them."""
     return {metric: errors for (metric, _), errors in _grouped(found, whole=True).items()}
+
+
+def uncalibrated(found: Sequence[Residual]) -> dict[str, Errors]:
+    """By metric the errors of the same rows had nothing been measured on this GPU."""
+    names = {metric.measured: name for name, metric in UNCALIBRATED.items()}
+    without = {metric.name: names.get(metric.measured) for metric in METRICS}
+    made = {}
+    for metric, name in without.items():
+        keys = {each.key for each in found if each.metric == metric}
+        errors = errors_of([e for e in found if name and e.metric == name and e.key in keys])
+        if errors is not None:
+            made[metric] = errors
+    return made
 
 
 def by_operation(found: Iterable[Residual]) -> dict[tuple[str, str], Errors]:

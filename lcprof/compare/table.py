@@ -27,23 +27,19 @@ def columns(row: Row) -> dict[str, Any]:
     told, got = row.predicted, row.measured
     table: dict[str, Any] = {name: getattr(row, name) for name in SAID}
     table["shape"] = " ".join(f"{name}={value}" for name, value in row.shape.items())
-    for metric, field, column in METRICS:
-        predicted, measured = getattr(told, field), getattr(got, column)
-        table[f"{metric}_predicted"] = predicted
-        table[f"{metric}_measured"] = measured
-        table[f"{metric}_error"] = error_of(row, metric, predicted, measured)
+    for metric in METRICS:
+        table[f"{metric.name}_predicted"] = getattr(told, metric.predicted)
+        table[f"{metric.name}_measured"] = getattr(got, metric.measured)
+        table[f"{metric.name}_error"] = error_of(row, metric)
+    table |= {"seconds_low": told.low, "seconds_high": told.high}
+    named = {metric.predicted for metric in METRICS} | {"low", "high"}
+    table |= {name: value for name, value in asdict(told).items() if name not in named}
     table |= {
-        "seconds_low": told.low,
-        "seconds_high": told.high,
-        "basis": told.basis,
-        "held_out": told.held_out,
-        "floor_s": told.floor_s,
-        "floor_gpu": told.floor_gpu,
         "measured_over_floor": _over(got.burst_s, told.floor_s),
         "sustained_over_burst": _over(got.sustained_s, got.burst_s),
         "length_tokens": length_tokens(row),
     }
-    twice = {column for _, _, column in METRICS}
+    twice = {metric.measured for metric in METRICS}
     rest = {name: value for name, value in asdict(got).items() if name not in twice}
     for name in LISTED:
         rest.pop(name)

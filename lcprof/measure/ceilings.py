@@ -40,6 +40,7 @@ class Ceiling:
     note: str = ""
     source: str = "--ceilings"
     shape: Shape = field(default_factory=dict)
+    ranks: int = 1
 
     @property
     def key(self) -> str:

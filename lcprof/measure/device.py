@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lcprof.measure.board import ImpossibleError, LostDeviceError
+from lcprof.measure.ranks import Alone, Ranks
 from lcprof.measure.row import Kernel
 
 Call = Callable[[], object]
@@ -34,12 +35,15 @@ LOST_WORDS = (
     "devices are unavailable",
 )
 """CUDA errors after which a process can do no further work on the GPU."""
+CPU_MEMORY, CUDA_MEMORY = 0, 1
+"""How torch.profiler numbers kinds of devices."""
 OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 class Device(Protocol):
     """A device as the runner uses it. `missing` says which columns it cannot fill, and why;
-    `l2_bytes` is its last cache before memory, 0 where that does not matter."""
+    `l2_bytes` is its last cache before memory, 0 where that does not matter. Where it is one of
+    several `ranks`, a call is timed from when all of them are ready."""
 
     kind: str
     place: Any
@@ -71,13 +75,17 @@ class Device(Protocol):
     def release(self) -> None:
         """Gives memory that nothing holds any more back to the device."""
 
-    def profile(self, run: Call, trace: Path | None) -> tuple[Kernel, ...]:
-        """Kernels of one call; the Chrome trace is written to `trace`."""
+    def profile(
+        self, run: Call, trace: Path | None, timeline: Path | None = None
+    ) -> tuple[Kernel, ...]:
+        """Kernels of one call; the Chrome trace is written to `trace`, what the call allocated and
+        freed to `timeline`."""
 
 
 class CpuDevice:
     """The processor, through PyTorch's CPU kernels."""
 
+    ranks: Ranks = Alone()
     kind = "cpu"
     l2_bytes = 0.0
     missing: Mapping[str, str] = {"peak_allocated_bytes": "PyTorch counts no peak of CPU memory"}
@@ -104,6 +112,7 @@ class CpuDevice:
 
     def time_s(self, call: Call) -> float:
         self._flush.sum()
+        self.ranks.wait()
         begun = self._clock()
         call()
         return self._clock() - begun
@@ -123,13 +132,16 @@ class CpuDevice:
     def release(self) -> None:
         gc.collect()
 
-    def profile(self, run: Call, trace: Path | None) -> tuple[Kernel, ...]:
-        return profiled(self._torch, run, trace, cuda=False)
+    def profile(
+        self, run: Call, trace: Path | None, timeline: Path | None = None
+    ) -> tuple[Kernel, ...]:
+        return profiled(self._torch, run, trace, timeline, cuda=False)
 
 
 class CudaDevice:
     """One CUDA GPU. Calls are captured in CUDA graphs where they can be, timed with events."""
 
+    ranks: Ranks = Alone()
     kind = "cuda"
     missing: Mapping[str, str] = {}
 
@@ -175,9 +187,11 @@ class CudaDevice:
     def time_s(self, call: Call) -> float:
         cuda = self._torch.cuda
         begin, end = (cuda.Event(enable_timing=True) for _ in range(2))
+        self.ranks.wait()
         # Read, not written: dirty lines would be written back during the call. The read also lets
         # the host queue the call before the device gets to it.
         self._flush.sum()
+        self.ranks.queue()
         begin.record()
         call()
         end.record()
@@ -205,12 +219,15 @@ class CudaDevice:
         gc.collect()
         self._torch.cuda.empty_cache()
 
-    def profile(self, run: Call, trace: Path | None) -> tuple[Kernel, ...]:
-        return profiled(self._torch, run, trace, cuda=True)
+    def profile(
+        self, run: Call, trace: Path | None, timeline: Path | None = None
+    ) -> tuple[Kernel, ...]:
+        return profiled(self._torch, run, trace, timeline, cuda=True)
 
 
-def open_device(kind: str) -> CpuDevice | CudaDevice:
-    """The device of a kind. Raises ImpossibleError where there is none, or no PyTorch."""
+def open_device(kind: str, index: int = 0) -> CpuDevice | CudaDevice:
+    """The device of a kind, of several GPUs the one at `index`. Raises ImpossibleError where there
+    is none, or no PyTorch."""
     try:
         import torch
     except ImportError:
@@ -224,7 +241,7 @@ def open_device(kind: str) -> CpuDevice | CudaDevice:
             "no GPU that PyTorch can use: see lcprof doctor, or measure with --device cpu"
         )
     try:
-        return CudaDevice()
+        return CudaDevice(index)
     except RuntimeError as error:
         first = str(error).strip().partition("\n")[0]
         raise ImpossibleError(f"the GPU cannot be used: {first}") from None
@@ -246,12 +263,14 @@ def is_lost(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in text for word in LOST_WORDS)
 
 
-def profiled(torch: Any, run: Call, trace: Path | None, *, cuda: bool) -> tuple[Kernel, ...]:
+def profiled(
+    torch: Any, run: Call, trace: Path | None, timeline: Path | None = None, *, cuda: bool
+) -> tuple[Kernel, ...]:
     """Kernels of one call by torch.profiler; on a CPU the outermost operators."""
     from torch.profiler import ProfilerActivity, profile
 
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    with profile(activities=activities) as found:
+    with profile(activities=activities, profile_memory=timeline is not None) as found:
         run()
         if cuda:
             torch.cuda.synchronize()
@@ -259,6 +278,8 @@ def profiled(torch: Any, run: Call, trace: Path | None, *, cuda: bool) -> tuple[
         path = trace if trace is not None else Path(folder) / "trace.json"
         found.export_chrome_trace(str(path))
         events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    if timeline is not None:
+        timeline.write_text(memory_csv(events, cuda=cuda), encoding="utf-8")
     return kernels_of(events, cuda=cuda)
 
 
@@ -284,6 +305,24 @@ def kernels_of(events: list[dict[str, Any]], *, cuda: bool) -> tuple[Kernel, ...
             shared_bytes=told.get("shared memory"),
         )
     return tuple(merged.values())
+
+
+def memory_csv(events: list[dict[str, Any]], *, cuda: bool) -> str:
+    """What a call allocated and freed, from the events of a Chrome trace: seconds since the trace's
+    first event, the change, and all that was allocated and reserved after it, in bytes."""
+    begun = min((float(each["ts"]) for each in events if "ts" in each), default=0.0)
+    lines = ["time_s,change_bytes,allocated_bytes,reserved_bytes"]
+    kind = CUDA_MEMORY if cuda else CPU_MEMORY
+    changes = [
+        each
+        for each in events
+        if each.get("name") == "[memory]" and each["args"].get("Device Type") == kind
+    ]
+    for each in sorted(changes, key=lambda each: float(each["ts"])):
+        told = each["args"]
+        sizes = (told["Bytes"], told["Total Allocated"], told["Total Reserved"])
+        lines.append(f"{(float(each['ts']) - begun) / 1e6:.9f},{','.join(map(str, sizes))}")
+    return "\n".join(lines) + "\n"
 
 
 def _outermost(events: list[dict[str, Any]]) -> list[dict[str, Any]]:

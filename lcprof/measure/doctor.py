@@ -12,6 +12,7 @@ from typing import Any
 from msgspec import Struct
 
 from lcprof.measure.board import Board, LostDeviceError, NoBoard
+from lcprof.measure.counters import PERMISSION, REFUSED, NsightCompute
 from lcprof.measure.device import CpuDevice, profiled
 from lcprof.measure.machine import catalogued, package_version
 from lcprof.measure.session import busy
@@ -19,10 +20,6 @@ from lcprof.units import show_bytes
 
 LEAST_CAPABILITY = (8, 0)
 LEAST_DISK_BYTES = 100e6
-PERMISSION = (
-    "let users read counters: module option NVreg_RestrictProfilingToAdminUsers=0, or "
-    "--cap-add SYS_ADMIN for a container"
-)
 
 
 class Finding(Struct, frozen=True, kw_only=True):
@@ -47,12 +44,14 @@ class Doctor:
         which: Callable[[str], str | None] = shutil.which,
         versions: Callable[[str], str] = package_version,
         free_disk_bytes: Callable[[], float] | None = None,
+        refusal: Callable[[str], str] | None = None,
     ) -> None:
         self.torch = torch
         self.board = board
         self.device = device
         self.which = which
         self.versions = versions
+        self.refusal = refusal or (lambda path: NsightCompute(path).refusal())
         self.free_disk_bytes = free_disk_bytes or (lambda: float(shutil.disk_usage(Path()).free))
 
     def examine(self) -> list[Finding]:
@@ -190,9 +189,16 @@ class Doctor:
 
     def _ncu(self) -> Finding:
         path = self.which("ncu")
-        remedy = "" if path else "install NVIDIA Nsight Compute"
+        if path is None:
+            remedy = "install NVIDIA Nsight Compute; --counters leaves its columns empty without"
+            return Finding(name="Nsight Compute", able=False, found="no ncu here", remedy=remedy)
+        why = self.refusal(path)
+        remedy = PERMISSION if REFUSED in why else "ncu --version must run as this user"
         return Finding(
-            name="Nsight Compute", able=path is not None, found=path or "no ncu here", remedy=remedy
+            name="Nsight Compute",
+            able=not why,
+            found=(REFUSED if REFUSED in why else why) or path,
+            remedy=remedy if why else "",
         )
 
     def _disk(self) -> Finding:

@@ -22,6 +22,7 @@ from lcprof.measure.row import Predicted
 SUMMED = {"append": ("kv write",)}
 """The plan's operations that make up a point's; attention with what it selects for the others."""
 ATTENTION = ("attention", "select", "dequantise")
+OF_ATTENTION = "attention "
 BACKWARD_FLOPS = 2.5
 """Five products of a score's size where the forward pass has two (FlashAttention-2,
 arXiv:2307.08691, section 4.1)."""
@@ -30,21 +31,35 @@ BACKWARD_BYTES = 2.0
 for each of the inputs."""
 
 
-class Prediction(Struct, frozen=True, kw_only=True):
+class Prediction(Predicted, frozen=True, kw_only=True):
     """One prediction to join to points: `name` is a point's key, its name, or its operation; the
-    narrower name wins. Fields as in `Predicted`; None says nothing."""
+    narrower name wins. None says nothing."""
 
     name: str
-    seconds: float | None = None
-    low: float | None = None
-    high: float | None = None
-    basis: str = ""
-    floor_s: float | None = None
-    floor_gpu: str = ""
-    flops: float | None = None
-    hbm_bytes: float | None = None
-    peak_bytes: float | None = None
-    held_out: bool | None = None
+
+
+class Load(Struct, frozen=True, kw_only=True):
+    """What one call of a point does: FLOPs of matrix units by what bounds them (attention's apart,
+    as "attention bf16"), and bytes of the GPU's memory."""
+
+    flops_by_compute: Mapping[str, float]
+    hbm_bytes: float
+
+    @property
+    def flops(self) -> float:
+        """All FLOPs of matrix units."""
+        return sum(self.flops_by_compute.values())
+
+    def matrix_s(self, gpu: Gpu) -> float:
+        """Seconds of the matrix units at the data sheet's rates."""
+        return sum(
+            flops / gpu.flops_per_s(compute.removeprefix(OF_ATTENTION))
+            for compute, flops in self.flops_by_compute.items()
+        )
+
+    def memory_s(self, gpu: Gpu) -> float:
+        """Seconds of the memory at the data sheet's bandwidth."""
+        return self.hbm_bytes / gpu.bandwidth_bytes_per_s
 
 
 class Named(Protocol):
@@ -92,26 +107,29 @@ def floors(points: Iterable[Point], gpu: Gpu | None) -> list[Prediction]:
 
 
 def _floor(point: Point, gpu: Gpu | None) -> Prediction:
+    load = load_of(point)
+    return Prediction(
+        name=point.name,
+        flops=load.flops,
+        hbm_bytes=load.hbm_bytes,
+        floor_s=None if gpu is None else max(load.memory_s(gpu), load.matrix_s(gpu)),
+        floor_gpu=gpu.name if gpu is not None else "",
+    )
+
+
+def load_of(point: Point) -> Load:
+    """What a point's call does, by the plan's own counts."""
     operations = _operations(point)
-    flops = sum(float(each.rank_flops) for each in operations if each.compute != "vector")
+    kind = "" if point.part.matrix is not None else OF_ATTENTION
+    flops: dict[str, float] = {}
+    for each in operations:
+        if each.compute != "vector":
+            compute = f"{kind}{each.compute}"
+            flops[compute] = flops.get(compute, 0.0) + float(each.rank_flops)
     moved = sum(float(each.rank_read_bytes + each.rank_write_bytes) for each in operations)
     if point.operation == "append":
         moved += _appended_bytes(point.shape)
-    floor_s = None
-    if gpu is not None:
-        matrix_s = sum(
-            float(each.rank_flops) / gpu.flops_per_s(each.compute)
-            for each in operations
-            if each.compute != "vector"
-        )
-        floor_s = max(moved / gpu.bandwidth_bytes_per_s, matrix_s)
-    return Prediction(
-        name=point.name,
-        flops=flops,
-        hbm_bytes=moved,
-        floor_s=floor_s,
-        floor_gpu=gpu.name if gpu is not None else "",
-    )
+    return Load(flops_by_compute=flops, hbm_bytes=moved)
 
 
 def _appended_bytes(shape: Mapping[str, int | float | str]) -> float:

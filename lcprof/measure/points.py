@@ -30,36 +30,23 @@ from lcprof.domain.model import (
     Matrix,
     Mixer,
 )
+from lcprof.domain.operations import (
+    ALL,
+    GROUPED,
+    OPERATIONS,
+    STACKS,
+    UNPLANNED,
+    implementation_names,
+    operation_names,
+)
 from lcprof.errors import InputError, nearest
 from lcprof.num import ceil_div
 
 Shape = Mapping[str, int | float | str]
 Entries = dict[str, int | float | str]
 
-OPERATIONS: Mapping[str, tuple[str, ...]] = {
-    "prefill_attention": ("triton", "flash", "cudnn", "naive"),
-    "mla_prefill": ("triton", "naive"),
-    "decode_attention": ("triton", "flash", "cudnn", "naive"),
-    "quantised_decode": ("triton", "torch", "naive"),
-    "quest_decode": ("triton", "naive"),
-    "mla_decode": ("triton", "naive"),
-    "token_scores": ("triton", "naive"),
-    "sparse_mla_decode": ("triton",),
-    "append": ("triton", "torch"),
-    "gemm": ("torch",),
-    "attention_backward": ("triton", "flash", "cudnn", "naive"),
-}
-"""Every operation and who can compute it: `impl=` of its kernel, or PyTorch itself."""
-UNPLANNED = ("attention_backward",)
-"""What no plan has, as it belongs to training; measured where `--only` asks for it."""
-STACKS: Mapping[str, tuple[str, ...]] = {
-    "lcprof": ("triton",),
-    "torch": ("flash", "cudnn", "torch"),
-    "naive": ("naive",),
-}
-"""Names for several implementations at once."""
 EVERYWHERE: Mapping[str, tuple[str, ...]] = {"gemm": ("torch",)}
-"""Matrix products are PyTorch's under each of them."""
+"""Matrix products are PyTorch's under each stack."""
 ON_CPU = ("naive", "torch")
 QUANTISED_PAGE = 64
 MLA_WIDTHS = (512, 64)
@@ -107,6 +94,11 @@ class Point(Struct, frozen=True, kw_only=True, eq=False):
         return f"{self.name} by {self.implementation or 'nothing'}"
 
     @property
+    def ranks(self) -> int:
+        """How many ranks run it together."""
+        return int(self.shape.get("ranks", 1))
+
+    @property
     def source(self) -> str:
         """Where it was planned first."""
         case = self.part.case
@@ -117,14 +109,13 @@ class Point(Struct, frozen=True, kw_only=True, eq=False):
 def implementations(names: Sequence[str], device: str) -> tuple[str, ...]:
     """The implementations that `--impl` names; by default our own on a GPU, on a CPU the
     references. Raises InputError for a name that none has."""
-    known = {impl for found in OPERATIONS.values() for impl in found}
     if not names and device == "cpu":
         return ON_CPU
     chosen: list[str] = []
+    known = implementation_names()
     for name in names or ("lcprof",):
-        if name not in known and name not in STACKS:
-            every = [*STACKS, *sorted(known - set(STACKS))]
-            hint = nearest(name, every) or "one of " + ", ".join(every)
+        if name not in known:
+            hint = nearest(name, known) or "one of " + ", ".join(known)
             raise InputError.one("--impl", given=name, expected=f"an implementation; {hint}")
         chosen += STACKS.get(name, (name,))
     return tuple(dict.fromkeys(chosen))
@@ -133,13 +124,15 @@ def implementations(names: Sequence[str], device: str) -> tuple[str, ...]:
 def chosen_operations(names: Sequence[str]) -> tuple[str, ...]:
     """The operations that `--only` names ("all": every one), without one all that a plan has.
     Raises InputError for another name."""
-    if "all" in names:
-        return tuple(OPERATIONS)
+    known = operation_names()
     for name in names:
-        if name not in OPERATIONS:
-            hint = nearest(name, OPERATIONS) or "all, or one of " + ", ".join(OPERATIONS)
+        if name not in known:
+            hint = nearest(name, known) or ", or one of ".join((ALL, ", ".join(known[1:])))
             raise InputError.one("--only", given=name, expected=f"an operation; {hint}")
-    return tuple(names) or tuple(name for name in OPERATIONS if name not in UNPLANNED)
+    if ALL in names:
+        return (*OPERATIONS, *GROUPED)
+    planned = tuple(name for name in (*OPERATIONS, *GROUPED) if name not in UNPLANNED)
+    return tuple(names) or planned
 
 
 def points_of(
@@ -181,7 +174,7 @@ def _points_of_case(case: Case) -> Iterator[Point]:
     for group in groups:
         if group.mixer is not None:
             yield from _attention(case, group, case.kv.remake(group.mixer), query_tokens)
-    for phase, rows in (("prefill", query_tokens), ("decode", _sequences(case))):
+    for phase, rows in (("prefill", query_tokens), ("decode", sequences(case))):
         for group in groups:
             yield from _gemms(case, group, phase, rows)
     yield _logits(case)
@@ -191,7 +184,7 @@ def _prompt_tokens(case: Case) -> float:
     return case.workload.context_tokens - case.workload.prefix_tokens
 
 
-def _sequences(case: Case) -> int:
+def sequences(case: Case) -> int:
     """Sequences that one pass takes along, on the fullest group of data-parallel attention."""
     workload = case.workload
     step = Step(sequences=workload.concurrency, context_tokens=float(workload.context_tokens))
@@ -213,7 +206,7 @@ def _attention(case: Case, group: LayerGroup, mixer: Mixer, query_tokens: int) -
     across = deployment.cp * deployment.dcp
     for point in points:
         if across > 1 and not point.why:
-            why = f"tokens are cut over {across} ranks; one device measures whole sequences"
+            why = f"tokens are cut over {across} ranks: started by torchrun, it measures them"
             yield replace(point, why=why)
         else:
             yield point
@@ -240,7 +233,7 @@ def _grouped(
                   "scale": scale}  # fmt: skip
         for phase, batch, new, held in (
             ("prefill", 1, query_tokens, 0),
-            ("decode", _sequences(case), 1, FULL_GROUPS_TOKENS),
+            ("decode", sequences(case), 1, FULL_GROUPS_TOKENS),
         ):
             yield Point(
                 operation="append",
@@ -302,7 +295,7 @@ def _grouped_decode(
     quest = next((link for link in chain if isinstance(link, Quest)), None)
     layout, scale, why, note = kernel_format(case.kv, mixer.k_dim)
     first: Entries = {
-        "batch": _sequences(case),
+        "batch": sequences(case),
         "query_tokens": 1,
         "context_tokens": context,
         **heads,
@@ -388,7 +381,7 @@ def _latent(
             note="keys and values are expanded before; the plan reads latents",
         )  # fmt: skip
     fp8, why = _latent_format(case.kv)
-    shape: Entries = {"batch": _sequences(case), "query_tokens": 1, "context_tokens": context,
+    shape: Entries = {"batch": sequences(case), "query_tokens": 1, "context_tokens": context,
              "q_heads": heads, "format": "fp8-656" if fp8 else "bf16"}  # fmt: skip
     page = QUANTISED_PAGE
     decode = Part(case=case, group=group, phase="decode", kv=case.kv)
@@ -408,7 +401,7 @@ def _latent(
         told = "" if indexer.key_dim in (64, 128) else f"index keys of {indexer.key_dim}"
         yield Point(
             operation="token_scores",
-            shape={"batch": _sequences(case), "query_tokens": 1, "context_tokens": context,
+            shape={"batch": sequences(case), "query_tokens": 1, "context_tokens": context,
                    "heads": indexer.heads, "index_dim": indexer.key_dim, "format": "fp8",
                    "page_tokens": page},
             part=decode, why=told,
@@ -461,7 +454,7 @@ def _logits(case: Case) -> Point:
     model = case.model
     head = Matrix(name="logits", inputs=model.hidden, outputs=model.vocab, split="vocab",
                   split_count=model.vocab, format=model.embedding_format, fixed=True)  # fmt: skip
-    return _gemm(case, None, "decode", _sequences(case), head)
+    return _gemm(case, None, "decode", sequences(case), head)
 
 
 def _joined(*parts: str) -> str:

@@ -27,6 +27,7 @@ CONDITIONS = {
     "lcprof": "lcprof",
     "commit": "lcprof commit",
     "power_limit_w": "power limit",
+    "ranks": "ranks",
     "scenario_sha256": "scenario (by its hash)",
 }
 """What must not differ between the parts of one record."""

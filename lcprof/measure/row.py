@@ -28,8 +28,9 @@ class Provenance(Struct, frozen=True, kw_only=True, tag_field="line", tag="prove
     """Where, on what and by which command a record was measured; its first line.
 
     Nothing that could not be found out is guessed: the field is None or "", and `unknown` has the
-    reason by field name. `gpu` names the processor where `device` is "cpu". Bandwidth and FLOPs a
-    cycle (in bf16) are those that turned the counters' shares into bytes and FLOPs.
+    reason by field name. `gpu` names the processor where `device` is "cpu"; of several `ranks` it
+    is that of the first. Bandwidth and FLOPs a cycle (in bf16) are those that turned the counters'
+    shares into bytes and FLOPs.
     """
 
     format: int
@@ -51,6 +52,7 @@ class Provenance(Struct, frozen=True, kw_only=True, tag_field="line", tag="prove
     ecc: bool | None = None
     bandwidth_bytes_per_s: float | None = None
     flops_per_cycle: float | None = None
+    ranks: int = 1
     scenario: str
     scenario_sha256: str
     command: tuple[str, ...]
@@ -72,6 +74,9 @@ class Predicted(Struct, frozen=True, kw_only=True, omit_defaults=True):
     `floor_s` is what physics allows at the data sheet's rates of `floor_gpu`; `seconds`, between
     `low` and `high` in nine cases of ten, is an expectation, and `basis` says where it comes from.
     `held_out`: whether its fit had not seen this point; None where nothing was fitted.
+    `sustained_s` and `energy_j`, with intervals likewise, are of calls one after the other under
+    the power limit. What is `uncalibrated` knows the data sheet and what was published of other
+    GPUs, and nothing that was measured on this one.
     """
 
     flops: float | None = None
@@ -84,6 +89,16 @@ class Predicted(Struct, frozen=True, kw_only=True, omit_defaults=True):
     high: float | None = None
     basis: str = ""
     held_out: bool | None = None
+    sustained_s: float | None = None
+    sustained_low_s: float | None = None
+    sustained_high_s: float | None = None
+    energy_j: float | None = None
+    energy_low_j: float | None = None
+    energy_high_j: float | None = None
+    uncalibrated_s: float | None = None
+    uncalibrated_sustained_s: float | None = None
+    uncalibrated_energy_j: float | None = None
+    uncalibrated_basis: str = ""
 
 
 class Kernel(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -112,7 +127,9 @@ class Measured(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `burst_s` is the median of single calls with a cold L2, `sustained_s` the mean of calls one
     after the other; `warm` when they are so small that most of what a call reads is still in
-    the L2 from the call before. Power, clocks, HBM bytes and FLOPs are the sustained run's.
+    the L2 from the call before. Power, clocks, HBM bytes and FLOPs are the sustained run's, the
+    latter by shares of peaks; `counted_` ones are of a single call with a cold L2, exact, by the
+    tool that `counted_by` names.
     `energy_j` is by the board's energy counter, or by its power where `energy_basis` says so.
     `timeline` is the board during the sustained run, which began at `sustained_begun` (ISO 8601);
     records of before there were any have neither. A column that is None or empty has its reason in
@@ -133,6 +150,10 @@ class Measured(Struct, frozen=True, kw_only=True, omit_defaults=True):
     dram_utilisation: float | None = None
     tensor_utilisation: float | None = None
     sm_occupancy: float | None = None
+    counted_read_bytes: float | None = None
+    counted_write_bytes: float | None = None
+    counted_flops: float | None = None
+    counted_by: str = ""
     peak_allocated_bytes: float | None = None
     peak_used_bytes: float | None = None
     energy_j: float | None = None
@@ -151,6 +172,18 @@ class Measured(Struct, frozen=True, kw_only=True, omit_defaults=True):
     idle_power_w: float | None = None
     error: float | None = None
     error_allowed: float | None = None
+
+    @property
+    def moved_bytes(self) -> float | None:
+        """HBM bytes of a call: those counted, else those by shares of peak."""
+        if self.counted_read_bytes is None or self.counted_write_bytes is None:
+            return self.hbm_bytes
+        return self.counted_read_bytes + self.counted_write_bytes
+
+    @property
+    def tensor_flops(self) -> float | None:
+        """FLOPs of a call's tensor cores: those counted, else those by shares of peak."""
+        return self.flops if self.counted_flops is None else self.counted_flops
 
 
 class Row(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="line", tag="row"):

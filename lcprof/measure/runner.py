@@ -6,12 +6,13 @@ Clock, device, board and what turns a point into a call are parameters.
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter as Tally
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
-from math import ceil
+from functools import partial
+from math import ceil, isnan
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 from msgspec import Struct
 from msgspec.structs import asdict, replace
@@ -26,20 +27,34 @@ from lcprof.measure.board import (
     counted,
     summarise,
 )
+from lcprof.measure.counters import NAME as NSIGHT_COMPUTE
+from lcprof.measure.counters import Counter, CountersError
 from lcprof.measure.device import Call, Device, is_lost, is_out_of_memory
 from lcprof.measure.points import Shape
+from lcprof.measure.ranks import Alone, Ranks
 from lcprof.measure.row import Measured, Predicted, Row, Status
+from lcprof.num import quantile
 from lcprof.units import show_bytes
+
+T = TypeVar("T")
 
 OVERHEAD_S = 0.5
 """Guess of what a point takes beside its timed calls: drawing, checking, profiling."""
+COUNTING_S = 15.0
+"""Guess of what a process takes that reads a point's counters."""
 BATCH_S = 0.02
 """Calls of a sustained run are queued for about so long before they are waited for."""
+GROUP_BATCH_S = 0.2
+"""The same for several ranks, which take about a millisecond to agree on whether to go on."""
 GRAPH_S = 2e-4
 """A graph of a sustained run takes at least so long: the host needs a few microseconds to launch
 one, which shorter calls would be found to take."""
 LONG_BURST_S = 3.0
+FAILED = 3
+"""Exit status of ranks of which one cannot go on."""
 REASON_LETTERS = 200
+COUNTED = ("counted_read_bytes", "counted_write_bytes", "counted_flops")
+NO_TENSOR_COUNTER = "this chip has no counter of tensor operations that ncu knows"
 L2_TIMES = 2.0
 """From so many times the L2 on, a call's reads push out what the call before it read."""
 
@@ -75,6 +90,10 @@ class Task(Protocol):
     def key(self) -> str:
         """What identifies its row."""
 
+    @property
+    def ranks(self) -> int:
+        """How many ranks run it together."""
+
 
 class Work(Protocol):
     """A call that can be repeated, and a check of its result: (error found, error allowed)."""
@@ -107,11 +126,21 @@ class Workshop(Protocol):
         """How much faster than in bf16 tensor cores work on it."""
 
 
+class AgreedError(Exception):
+    """A point that failed on one rank, as all of them know."""
+
+    def __init__(self, status: Status, reason: str) -> None:
+        super().__init__(reason)
+        self.status: Status = status
+        self.reason = reason
+
+
 class Settings(Struct, frozen=True, kw_only=True):
     """How long each point is timed. `budget_s`: no point begins after so long.
 
     `flops_per_cycle` of the whole chip and `bandwidth_bytes_per_s` of its memory turn the shares
     that hardware counters give into FLOPs and bytes; without the latter, bus width and clock do.
+    `trace` and `timeline` are the folders of each point's Chrome trace and of what it allocated.
     """
 
     burst_s: float = 0.25
@@ -120,6 +149,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     sustained_s: float = 1.0
     budget_s: float | None = None
     trace: Path | None = None
+    timeline: Path | None = None
     profile: bool = True
     flops_per_cycle: float | None = None
     bandwidth_bytes_per_s: float | None = None
@@ -158,6 +188,8 @@ class Runner:
         clock: Callable[[], float] = time.perf_counter,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         observe: Callable[[Progress], None] | None = None,
+        counter: Counter | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.now = now
         self.device = device
@@ -167,6 +199,8 @@ class Runner:
         self.settings = settings
         self.clock = clock
         self.observe = observe
+        self.counter = counter
+        self.ranks: Ranks = ranks or Alone()
         self._facts = _facts(board, settings.bandwidth_bytes_per_s)
 
     def run(
@@ -187,7 +221,7 @@ class Runner:
         todo = [task for task in tasks if task.key not in finished]
         todo.sort(key=lambda task: task.key in tried)
         guesses = [self._guess_s(task, predicted.get(task.key)) for task in todo]
-        begun, statuses = self.clock(), Counter[str]()
+        begun, statuses = self.clock(), Tally[str]()
         for index, task in enumerate(todo):
             taken_s = self.clock() - begun
             left_s = _left_s(taken_s, sum(guesses[:index]), sum(guesses[index:]))
@@ -197,10 +231,12 @@ class Runner:
                              now=task.key)
                 )  # fmt: skip
             budget_s = self.settings.budget_s
-            if budget_s is not None and spent_s + taken_s >= budget_s:
+            spent = budget_s is not None and spent_s + taken_s >= budget_s
+            if budget_s is not None and self.ranks.first(spent):
                 why = f"the budget of {budget_s:g} s is spent"
                 return Outcome(statuses=statuses, left=len(todo) - index, stopped=why)
             row = self.measure(task, predicted.get(task.key, Predicted()))
+            self.ranks.last_words(None)
             self.append(row)
             statuses[row.status] += 1
             if row.status == "interrupted":
@@ -230,10 +266,14 @@ class Runner:
         )
         if task.why:
             return row
+        self.ranks.last_words(
+            lambda status, reason: self.append(replace(row, status=status, reason=reason))
+        )
         status: Status = "measured"
         reason, found, empty = "", Measured(), dict[str, str]()
         try:
-            needed, free = self.workshop.needed_bytes(task), self.device.free_bytes()
+            needed = self.workshop.needed_bytes(task)
+            free = min(self.ranks.all(self.device.free_bytes()))
             if needed > free:
                 reason = f"needs {show_bytes(needed)} of {show_bytes(free)} that are free"
                 return replace(row, status="does not fit", reason=reason)
@@ -247,14 +287,47 @@ class Runner:
                 reason = f"error {found.error:.3g}, allowed {found.error_allowed or 0:.3g}"
         except KeyboardInterrupt:
             status, reason = "interrupted", "Ctrl-C"
+        except AgreedError as error:
+            status, reason = error.status, error.reason
         except Exception as error:  # whatever a kernel or a library raises is a row
             status, reason = self._status(error), _reason(error)
+            if self.ranks.size > 1:
+                # The others may be waiting for this rank's part of the call.
+                self.ranks.fail(f"{task.key}: {reason}", FAILED)
         if status != "lost":
             try:
                 self.device.release()
             except Exception as error:  # the first sign of a device that is gone
                 status, reason = self._status(error), _reason(error)
+                if self.ranks.size > 1:
+                    self.ranks.fail(f"{task.key}: {reason}", FAILED)
+        if status == "measured" and self.counter is not None:
+            try:
+                found, empty = self._counted(task, found, empty)
+            except KeyboardInterrupt:
+                status, reason = "interrupted", "Ctrl-C"
         return replace(row, status=status, reason=reason, measured=found, empty=empty)
+
+    def _counted(
+        self, task: Task, found: Measured, empty: Mapping[str, str]
+    ) -> tuple[Measured, dict[str, str]]:
+        """What was measured with the counters of one more call, or why there are none. The device
+        holds nothing of the point any more: another process needs the memory."""
+        if self.counter is None:
+            return found, dict(empty)
+        try:
+            counts = self.counter.count(task)
+        except CountersError as error:
+            return found, {**empty, **dict.fromkeys(COUNTED, str(error))}
+        found = replace(
+            found,
+            counted_read_bytes=counts.read_bytes,
+            counted_write_bytes=counts.write_bytes,
+            counted_flops=counts.flops,
+            counted_by=NSIGHT_COMPUTE,
+        )
+        without = {} if counts.flops is not None else {"counted_flops": NO_TENSOR_COUNTER}
+        return found, {**empty, **without}
 
     def _cached(self, predicted: Predicted) -> bool:
         """Whether a sustained run reads what the call before it left in the L2."""
@@ -268,13 +341,33 @@ class Runner:
             return "out of memory"
         return "refused" if self.workshop.is_refusal(error) else "failed"
 
+    def _agreed(self, do: Callable[[], T]) -> T:
+        """What this rank makes of something that each does by itself. Raises AgreedError on all of
+        them where it failed on one."""
+        if self.ranks.size == 1:
+            return do()
+        made: T | None = None
+        fault: tuple[Status, str] | None = None
+        try:
+            made = do()
+        except Exception as error:  # told to all ranks
+            fault = self._status(error), _reason(error)
+        for rank, told in enumerate(self.ranks.all(fault)):
+            if told is not None:
+                raise AgreedError(told[0], f"rank {rank}: {told[1]}")
+        return cast(T, made)
+
+    def _slowest(self, seconds: float) -> float:
+        return max(self.ranks.all(seconds))
+
     def _timed(self, task: Task) -> tuple[Measured, dict[str, str]]:
         """Checks, then times; a wrong result is not timed."""
-        device, settings = self.device, self.settings
+        device, settings, grouped = self.device, self.settings, task.ranks > 1
         device.begin()
-        work = self.workshop.prepare(task)
+        work = self._agreed(partial(self.workshop.prepare, task))
         run = work.run
-        error, allowed = work.check(run())
+        mine = self._agreed(partial(work.check, run()))
+        error, allowed = max(self.ranks.all(mine), key=_badness)
         if not error <= allowed:
             return Measured(error=error, error_allowed=allowed), {}
         device.synchronise()
@@ -283,7 +376,8 @@ class Runner:
         run()
         device.synchronise()
         peak = device.peak_bytes()
-        call, launch = device.ready(run)
+        # Ranks of which one could not be captured would not meet: they launch call by call.
+        call, launch = (run, "eager") if grouped and device.kind == "cuda" else device.ready(run)
         times = self._burst(call)
         median = quantile(times, 0.5)
         often = max(1, ceil(GRAPH_S / max(median, 1e-7))) if launch == "graph" else 1
@@ -313,8 +407,8 @@ class Runner:
         times: list[float] = []
         begun = self.clock()
         while True:
-            times.append(self.device.time_s(call))
-            taken_s = self.clock() - begun
+            times.append(self._slowest(self.device.time_s(call)))
+            taken_s = self.ranks.first(self.clock() - begun)
             if len(times) >= settings.most_rounds or taken_s >= LONG_BURST_S:
                 return times
             if len(times) >= settings.least_rounds and taken_s >= settings.burst_s:
@@ -326,7 +420,8 @@ class Runner:
         device, clock, seconds = self.device, self.clock, self.settings.sustained_s
         if seconds <= 0:
             return Measured()
-        batch = max(1, min(10_000, int(BATCH_S / max(often * each_s, 1e-7))))
+        batch_s = BATCH_S if self.ranks.size == 1 else GROUP_BATCH_S
+        batch = max(1, min(10_000, int(batch_s / max(often * each_s, 1e-7))))
         if batch > 1:
             # A long call has just warmed up by being timed alone.
             for _ in range(batch):
@@ -335,7 +430,7 @@ class Runner:
         at = self.now().isoformat(timespec="milliseconds")
         with Sampler(self.board, clock) as sampler:
             begin, begun, calls = self.board.mark(), clock(), 0
-            while calls == 0 or clock() - begun < seconds:
+            while calls == 0 or self.ranks.first(clock() - begun < seconds):
                 for _ in range(batch):
                     call()
                 device.synchronise()
@@ -353,14 +448,32 @@ class Runner:
         """Kernels of one call, or why there are none."""
         if not self.settings.profile:
             return (), dict.fromkeys(("kernels", "launches"), "not asked for")
-        folder = self.settings.trace
+        if self.ranks.rank:
+            run()
+            self.device.synchronise()
+            return (), {}
+        called = False
+
+        def once() -> Any:
+            nonlocal called
+            called = True
+            return run()
+
+        trace, timeline = self.settings.trace, self.settings.timeline
+        name = _file_name(task.key)
         try:
-            if folder is not None:
+            for folder in filter(None, (trace, timeline)):
                 folder.mkdir(parents=True, exist_ok=True)
-            kernels = self.device.profile(run, folder and folder / _file_name(task.key))
+            kernels = self.device.profile(
+                once,
+                trace and trace / f"{name}.json",
+                timeline and timeline / f"{name}.memory.csv",
+            )
         except Exception as error:  # a refused profiler costs these columns alone
             if is_lost(error) or is_out_of_memory(error):
                 raise
+            if task.ranks > 1 and not called:
+                run()
             return (), dict.fromkeys(("kernels", "launches"), f"torch.profiler: {_reason(error)}")
         if not kernels:
             why = "torch.profiler saw no kernel: counters may be for administrators only"
@@ -389,19 +502,21 @@ class Runner:
         """Seconds that a task will take, by what is predicted of it."""
         if task.why:
             return 0.0
+        counting_s = 0.0 if self.counter is None else COUNTING_S
         told = predicted or Predicted()
         each_s = told.seconds or told.floor_s or 0.0
         burst_s = max(self.settings.burst_s, self.settings.least_rounds * each_s)
-        return OVERHEAD_S + burst_s + max(self.settings.sustained_s, each_s) + 3 * each_s
+        return (
+            OVERHEAD_S + counting_s + burst_s + max(self.settings.sustained_s, each_s) + 3 * each_s
+        )
 
 
-def quantile(values: Sequence[float], share: float) -> float:
-    """The value below which a share of `values` lies, linear between neighbours."""
-    ordered = sorted(values)
-    place = share * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+def _badness(found: tuple[float, float]) -> float:
+    """An error beside what is allowed of it; no number is the worst."""
+    error, allowed = found
+    if isnan(error):
+        return float("inf")
+    return error / allowed if allowed else error
 
 
 def _left_s(taken_s: float, done_s: float, left_s: float) -> float:
@@ -429,6 +544,6 @@ def _reason(error: BaseException) -> str:
 
 
 def _file_name(key: str) -> str:
-    """A file name for the trace of a key."""
+    """A file name for the traces of a key, without its ending."""
     kept = "".join(ch if ch.isalnum() or ch in "._-" else "-" for ch in key)
-    return f"{kept[:180]}.json"
+    return kept[:180]

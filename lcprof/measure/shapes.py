@@ -18,6 +18,8 @@ CHECKED_TOKENS = 64
 CHECKED_ROWS = 256
 APPENDED_TOKENS = 512
 """How many tokens, rows and appended tokens of a result are checked."""
+LEAN = ("triton", "flash", "cudnn")
+"""Implementations that keep no intermediate tensors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,13 +190,14 @@ def _stored_bytes(shape: Dimensions, batch: int, heads: int, width: int, tokens:
 
 
 def peaks(points: Iterable[Point]) -> list[Prediction]:
-    """The peak of allocated memory where a shape says it exactly: inputs and results of kernels
-    that keep no intermediate tensors."""
+    """The peak of allocated memory where a shape says it exactly: inputs and results of lean
+    implementations."""
     return [
         Prediction(name=point.key, peak_bytes=need.inputs + need.call)
         for point in points
         if not point.why
-        and (point.implementation == "triton" or point.operation == "gemm")
+        and point.ranks == 1
+        and (point.implementation in LEAN or point.operation == "gemm")
         and point.operation != "attention_backward"
         for need in [needed(point)]
     ]

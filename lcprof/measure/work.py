@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from lcprof.measure.counters import Counted
 from lcprof.measure.points import Point
 from lcprof.measure.shapes import (
     APPENDED_TOKENS,
@@ -60,12 +61,12 @@ class Work:
     check: Callable[[Any], tuple[float, float]]
 
 
-def prepare(point: Point, place: torch.device) -> Work:
+def prepare(point: Counted, place: torch.device) -> Work:
     """Draws a point's inputs. Raises what the kernels raise for a shape that they cannot take."""
     return _PREPARE[point.operation](Dimensions(point.shape), point.implementation, place)
 
 
-def _ends(count: int) -> list[int]:
+def ends(count: int) -> list[int]:
     """The first and the last of `count`."""
     return sorted({0, count - 1})
 
@@ -116,7 +117,7 @@ def _prefill_work(
     def check(out: Tensor) -> tuple[float, float]:
         group = q.shape[2] // k.shape[1]
         found = []
-        for head in _ends(k.shape[1]):
+        for head in ends(k.shape[1]):
             heads = slice(head * group, (head + 1) * group)
             tail = q[:, -CHECKED_TOKENS:, heads]
             problem = check_problem(
@@ -182,7 +183,7 @@ def _decode(shape: Dimensions, impl: str, place: torch.device) -> Work:
     def check(out: Tensor) -> tuple[float, float]:
         group = inputs.q.shape[2] // inputs.k_cache.shape[1]
         found = []
-        for b, head in product(_ends(batch), _ends(inputs.k_cache.shape[1])):
+        for b, head in product(ends(batch), ends(inputs.k_cache.shape[1])):
             heads = slice(head * group, (head + 1) * group)
             one = _one_sequence(inputs, b, head, heads).arguments()
 
@@ -225,7 +226,7 @@ def _quantised(shape: Dimensions, impl: str, place: torch.device) -> Work:
     scale = cache.head_dim**-0.5
 
     def check(out: Tensor) -> tuple[float, float]:
-        picks = _ends(batch)
+        picks = ends(batch)
 
         def by(dtype: torch.dtype) -> Tensor:
             return torch.stack(
@@ -268,7 +269,7 @@ def _mla_decode(shape: Dimensions, impl: str, place: torch.device) -> Work:
     chosen: Any = impl
 
     def check(out: Tensor) -> tuple[float, float]:
-        picks = _ends(x.q.shape[0])
+        picks = ends(x.q.shape[0])
 
         def by(low: bool) -> Tensor:
             return mla_reference(
@@ -384,7 +385,7 @@ def _append(shape: Dimensions, impl: str, place: torch.device) -> Work:
         count = min(new, APPENDED_TOKENS)
         groups = slice(held // step, (held + count) // step)
         largest = 0.0
-        for b in _ends(shape.count("batch")):
+        for b in ends(shape.count("batch")):
             small = cache_of(1, held + count)
             small.lengths.fill_(held)
             one = slice(b, b + 1)

@@ -7,6 +7,7 @@ from functools import cache
 from msgspec.structs import replace
 
 from lcprof.cost.expected.kernels import SAME_LIBRARY
+from lcprof.cost.expected.own import OWN
 from lcprof.cost.expected.task import Fits
 from lcprof.cost.timing.families import PARAMETERS
 from lcprof.domain.calibration import Found, Variant
@@ -27,6 +28,24 @@ def calibrations() -> Calibrations:
 def fits_for(gpu: Gpu) -> Fits:
     """Finds fits for a GPU among all calibrations."""
     return finder(calibrations(), gpu)
+
+
+@cache
+def published_fits(gpu: Gpu) -> Fits:
+    """Finds fits for a GPU as if nothing had been measured on it, and nobody had calibrated: those
+    of published kernels on other GPUs."""
+    known = Calibrations(PARAMETERS)
+
+    def fits(family: str, variants: tuple[Variant, ...]) -> Found | None:
+        for variant in variants:
+            if variant[0] in OWN:
+                continue
+            other = known.elsewhere(gpu, variant[0], family, variant[1])
+            if other is not None:
+                return other
+        return None
+
+    return fits
 
 
 def finder(known: Calibrations, gpu: Gpu) -> Fits:

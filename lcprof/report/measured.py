@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from lcprof.compare.residuals import FLOOR, Change, Difference, Residual
-from lcprof.compare.summary import by_metric, by_operation, empty_columns, unmeasured
+from lcprof.compare.residuals import BESIDE, FLOOR, Change, Difference, Residual
+from lcprof.compare.summary import (
+    Errors,
+    by_metric,
+    by_operation,
+    empty_columns,
+    uncalibrated,
+    unmeasured,
+)
 from lcprof.report.screen import printable
 from lcprof.units import show_bytes, show_count, show_seconds
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from lcprof.compare.summary import Errors
     from lcprof.measure.doctor import Finding
     from lcprof.measure.record import Record
     from lcprof.measure.row import Row
@@ -37,6 +43,8 @@ UNLABELLED = ("dtype", "format", "layout", "kv")
 SHOWN_CHANGES = 40
 METRIC_WORDS = {
     "seconds": "times",
+    "sustained_s": "times of calls one after the other",
+    "energy_j": "energy",
     "hbm_bytes": "bytes of GPU memory",
     "flops": "FLOPs",
     "peak_bytes": "peak memory",
@@ -96,11 +104,14 @@ def record_page(
 
 def verdict_lines(found: Sequence[Residual]) -> list[str]:
     """How far predictions of each metric were off, in a line each."""
-    held = by_metric(found)
+    held, without = by_metric(found), uncalibrated(found)
     lines = []
     for metric, words in METRIC_WORDS.items():
         if metric in held:
-            lines.append(f"Predicted {words} {_off(held[metric])}.")
+            line = f"Predicted {words} {_off(held[metric])}"
+            if metric in without:
+                line += f"; without measuring here {_sizes(without[metric])}"
+            lines.append(f"{line}.")
     if "seconds" not in held:
         lines.insert(0, "No time was expected, so there is none to hold against a measurement.")
     if FLOOR in held:
@@ -117,9 +128,11 @@ def _off(errors: Errors) -> str:
     inside = ""
     if errors.inside is not None:
         inside = f"; {errors.inside:.0%} lay in the interval"
-    return (
-        f"{many}: off by {errors.median:.1%} in the median, nine in ten by {errors.p90:.1%}{inside}"
-    )
+    return f"{many}: off by {_sizes(errors)}{inside}"
+
+
+def _sizes(errors: Errors) -> str:
+    return f"{errors.median:.1%} in the median, nine in ten by {errors.p90:.1%}"
 
 
 def _operation_lines(found: Sequence[Residual]) -> list[str]:
@@ -196,7 +209,7 @@ def _row_lines(row: Row, found: Sequence[Residual]) -> list[RenderableType]:
     for each in found:
         if each.metric == FLOOR:
             parts.append(f"{each.measured / each.predicted:.3g} x floor")
-        else:
+        elif each.metric not in BESIDE:
             seen = ", seen by its fit" if each.held_out is False else ""
             basis = f" ({each.basis}{seen})" if each.basis and each.metric == "seconds" else ""
             parts.append(f"{each.metric} error {100 * each.error:+.1f}%{basis}")

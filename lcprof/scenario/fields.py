@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import msgspec
 from msgspec import Meta
@@ -57,7 +57,7 @@ class _Quantity(float):
     pattern: str
 
     @classmethod
-    def read(cls, value: object) -> _Quantity:
+    def read(cls, value: object) -> Self:
         """Raises ValueError with a sentence on what is expected."""
         return cls(cls.parse(value))
 
@@ -143,6 +143,13 @@ class Seconds(_Quantity):
     def schema(cls) -> dict[str, Any]:
         """JSON Schema of what `read` takes."""
         return {"type": ["number", "string"], "exclusiveMinimum": 0, "pattern": cls.pattern}
+
+
+class Duration(_Quantity):
+    """A duration, perhaps none."""
+
+    parse = staticmethod(units.parse_duration)
+    pattern = Seconds.pattern
 
 
 class Share(_Quantity):

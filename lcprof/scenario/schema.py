@@ -31,6 +31,7 @@ from lcprof.scenario.fields import (
 )
 from lcprof.scenario.files import parse_scalar, parse_yaml, place, read_yaml
 from lcprof.scenario.gpus import gpu_names, gpu_schema
+from lcprof.scenario.measuring import Measuring, measuring_schema, read_measuring
 from lcprof.scenario.models import model_names
 from lcprof.scenario.names import NAMED, load_named
 from lcprof.scenario.weights import WEIGHTS_PATTERN
@@ -53,8 +54,9 @@ def _axis(description: str, *examples: Any) -> Meta:
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A validated scenario. Every key but `question` and `note` is an axis: a tuple of one or more
-    values, None when the scenario does not give it and the meaning depends on other keys."""
+    """A validated scenario. Every key but `question`, `note` and `measure` is an axis: a tuple of
+    one or more values, None when the scenario does not give it and the meaning depends on other
+    keys."""
 
     model: tuple[
         Annotated[
@@ -228,6 +230,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = (FACTORS["text_tokens_per_word"].value,)
     question: Annotated[Prose, Meta(description="what the scenario asks, in a sentence")] = ""
     note: Annotated[Prose, Meta(description="anything worth keeping beside it")] = ""
+    measure: Measuring = Measuring()
 
     def axes(self) -> dict[str, tuple[Any, ...]]:
         """Every axis that has values, by key."""
@@ -236,6 +239,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 PROSE_KEYS = ("question", "note")
+MEASURE = "measure"
 _FIELDS = {item.name: item for item in msgspec.structs.fields(Scenario)}
 
 
@@ -276,6 +280,8 @@ def read_scenario(
                 faults.append(Fault(where=where, key=key, given="nothing", expected=expected))
         elif key in PROSE_KEYS:
             values[key] = convert(data[key], item.type, where=place_of(key), key=key, faults=faults)
+        elif key == MEASURE:
+            values[key] = read_measuring(data[key], where=place_of(key), key=key, faults=faults)
         else:
             values[key] = _read_axis(data[key], key, where=place_of(key), faults=faults)
     given = [key for key in CONTENT_KEYS if key in data]
@@ -341,8 +347,8 @@ def scenario_schema() -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "lcprof scenario",
-        "description": "A long-context workload to plan. Any key but question and note may be a "
-        "list; the plan is then a table, one row a combination.",
+        "description": "A long-context workload to plan. Any key but question, note and "
+        "measure may be a list; the plan is then a table, one row a combination.",
         "type": "object",
         "properties": properties,
         "required": [key for key, item in _FIELDS.items() if item.required],
@@ -415,6 +421,8 @@ def _description(item: msgspec.structs.FieldInfo) -> str:
 def _field_schema(key: str, item: msgspec.structs.FieldInfo) -> dict[str, Any]:
     if key in PROSE_KEYS:
         return msgspec.json.schema(item.type)
+    if key == MEASURE:
+        return measuring_schema()
     one = msgspec.json.schema(_item_type(item), schema_hook=quantity_schema)
     shown: dict[str, Any] = {
         part: one.pop(part) for part in ("description", "examples") if part in one

@@ -61,8 +61,11 @@ class Calibrations:
         """The fit of a stack's variant for `gpu`: its own, or that of the most alike GPU that has
         one, with a wider interval. None where no GPU has it. Raises InputError."""
         found = self.own(gpu.name, stack, family, variant)
-        if found is not None:
-            return found
+        return self.elsewhere(gpu, stack, family, variant) if found is None else found
+
+    def elsewhere(self, gpu: Gpu, stack: str, family: str, variant: str) -> Found | None:
+        """The fit of a stack's variant that was measured on the most alike other GPU, with a wider
+        interval. None where none has it. Raises InputError."""
         for name in self._by_likeness(gpu, stack):
             found = self.own(name, stack, family, variant)
             if found is not None:

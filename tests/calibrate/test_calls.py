@@ -14,7 +14,8 @@ from lcprof.cost.timing.gemm import GemmCall
 from lcprof.cost.timing.prefill_attention import KERNELS
 from lcprof.domain.case import Case
 from lcprof.domain.kv import STRATEGIES
-from lcprof.measure.points import OPERATIONS, Point, chosen_operations, points_of
+from lcprof.domain.operations import OPERATIONS
+from lcprof.measure.points import Point, chosen_operations, points_of
 from lcprof.scenario.cases import expand
 from lcprof.scenario.gpus import load_gpu
 from lcprof.scenario.schema import read_scenario

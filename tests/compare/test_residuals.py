@@ -14,6 +14,7 @@ from lcprof.compare.residuals import (
     only_in,
     residuals,
 )
+from lcprof.compare.summary import by_metric, uncalibrated
 from lcprof.measure.record import Record
 from lcprof.measure.row import Measured, Predicted, Row
 
@@ -96,3 +97,45 @@ def test_what_was_not_the_same_around_two_runs() -> None:
     found = {each.condition: (each.first, each.second) for each in differences(first, second)}
     assert found == {"driver": ("550", "570"), "power_limit_w": ("700.0", "")}
     assert differences(first, first) == []
+
+
+def test_energy_and_sustained_time_are_compared_where_calls_read_from_memory() -> None:
+    told = Predicted(sustained_s=1.1e-3, sustained_low_s=1e-3, sustained_high_s=1.2e-3,
+                     energy_j=0.9, energy_low_j=0.5, energy_high_j=0.95)  # fmt: skip
+    got = Measured(sustained_s=1e-3, energy_j=1.0)
+    warm = Measured(sustained_s=1e-3, energy_j=1.0, warm=True)
+    found = residuals([row("a", predicted=told, measured=got),
+                       row("warm", predicted=told, measured=warm)])  # fmt: skip
+    assert [(each.key, each.metric, each.inside) for each in found] == [
+        ("a", "sustained_s", True), ("a", "energy_j", False),
+    ]  # fmt: skip
+    assert [each.error for each in found] == pytest.approx([0.1, -0.1])
+
+
+def test_what_is_uncalibrated_stands_beside_and_shows_what_measuring_is_worth() -> None:
+    rows = [
+        row(f"{size}", measured=Measured(burst_s=1e-3),
+            predicted=Predicted(seconds=(1 + size) * 1e-3, low=0.95e-3 * (1 + size), high=2e-3,
+                                held_out=True,
+                                uncalibrated_s=(1 + 10 * size) * 1e-3,
+                                uncalibrated_basis="on another"))
+        for size in (0.01, 0.02, 0.2)
+    ]  # fmt: skip
+    rows.append(row("alone", measured=Measured(burst_s=1e-3, hbm_bytes=50.0),
+                    predicted=Predicted(hbm_bytes=55.0, uncalibrated_s=9e-3)))  # fmt: skip
+    found = residuals(rows)
+    apart = [each for each in found if each.metric == "uncalibrated_s"]
+    assert len(apart) == 4
+    assert {each.held_out for each in apart} == {None}
+    assert apart[1].basis == "on another"
+    assert {each.metric for each in expectations(found)} == {"seconds", "hbm_bytes"}
+    held, without = by_metric(found), uncalibrated(found)
+    seconds, moved = held["seconds"], held["hbm_bytes"]
+    assert (seconds.rows, moved.rows) == (3, 1)
+    # Sizes of 1 %, 2 % and 20 %: the 90 % quantile lies four fifths from the second to the third.
+    assert (seconds.median, seconds.p90) == pytest.approx((0.02, 0.02 + 0.8 * 0.18))
+    assert seconds.inside == pytest.approx(2 / 3)
+    assert set(without) == {"seconds"}
+    beside = without["seconds"]
+    assert (beside.rows, beside.median, beside.p90) == pytest.approx((3, 0.2, 0.2 + 0.8 * 1.8))
+    assert (moved.median, moved.inside) == (pytest.approx(0.1), None)

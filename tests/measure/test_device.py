@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -20,6 +21,7 @@ from lcprof.measure.device import (
     is_lost,
     is_out_of_memory,
     kernels_of,
+    memory_csv,
     open_device,
 )
 from lcprof.measure.row import Kernel
@@ -52,6 +54,39 @@ def test_operators_of_a_processor(tmp_path: Path) -> None:
 
 def event(name: str, ts: float, dur: float, cat: str = "kernel", **args: Any) -> dict[str, Any]:
     return {"ph": "X", "cat": cat, "name": name, "ts": ts, "dur": dur, "tid": 7, "args": args}
+
+
+def test_what_a_call_allocates_is_a_timeline(tmp_path: Path) -> None:
+    x = torch.randn(256, 256)
+    trace, timeline = tmp_path / "trace.json", tmp_path / "memory.csv"
+    CpuDevice().profile(lambda: (x @ x) + 1.0, trace, timeline)
+    assert "[memory]" in trace.read_text()
+    with timeline.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    # The product, 256 x 256 numbers of 4 bytes, comes and goes; so does the sum, at the end.
+    changes = [int(row["change_bytes"]) for row in rows]
+    assert 256 * 256 * 4 in changes
+    assert -256 * 256 * 4 in changes
+    times = [float(row["time_s"]) for row in rows]
+    assert times == sorted(times)
+    assert 0 <= times[0] <= times[-1] < 10
+    CpuDevice().profile(lambda: x @ x, trace)
+    assert "[memory]" not in trace.read_text()
+
+
+def test_a_timeline_is_that_of_the_gpu_alone() -> None:
+    def change(ts: float, kind: int, size: int, total: int) -> dict[str, object]:
+        args = {"Device Type": kind, "Bytes": size, "Total Allocated": total,
+                "Total Reserved": 4096}  # fmt: skip
+        return {"name": "[memory]", "ts": ts, "ph": "i", "args": args}
+
+    events = [event("decode", 10.0, 5.0), change(30.0, 1, -512, 1024), change(20.0, 1, 512, 1536),
+              change(25.0, 0, 64, 64)]  # fmt: skip
+    assert memory_csv(events, cuda=True).splitlines() == [
+        "time_s,change_bytes,allocated_bytes,reserved_bytes",
+        "0.000010000,512,1536,4096",
+        "0.000020000,-512,1024,4096",
+    ]
 
 
 def test_kernels_of_a_trace_are_merged_by_name_and_launch() -> None:
@@ -105,7 +140,7 @@ def test_without_a_gpu_there_is_no_device() -> None:
 
 
 def test_a_gpu_that_cannot_be_used_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> None:
+    def refuse(index: int) -> None:
         raise RuntimeError("CUDA error: all CUDA-capable devices are busy\nCompile with ...")
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)

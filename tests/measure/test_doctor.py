@@ -38,6 +38,7 @@ def examined(torch: Any, board: Any = None, device: str = "cuda", **how: Any) ->
         "which": lambda name: None,
         "versions": lambda package: "3.6.0",
         "free_disk_bytes": lambda: 1e12,
+        "refusal": lambda path: "",
     }
     doctor = Doctor(torch=torch, board=board or Board(), device=device, **told | how)
     return {each.name: each for each in doctor.examine()}
@@ -98,6 +99,21 @@ def test_what_is_refused_has_a_remedy_and_the_rest_goes_on() -> None:
     assert "NVreg" in found["torch.profiler"].remedy
     assert "Nsight" in found["Nsight Compute"].remedy
     assert "pip install triton" in found["Triton"].remedy
+
+
+@pytest.mark.parametrize(
+    ("why", "found", "remedy"),
+    [
+        ("ERR_NVGPUCTRPERM: let users", "ERR_NVGPUCTRPERM", "NVreg_RestrictProfilingToAdminUsers"),
+        ("ncu: LibraryNotLoaded", "ncu: LibraryNotLoaded", "ncu --version"),
+    ],
+)
+def test_counters_that_ncu_may_not_read_are_named(why: str, found: str, remedy: str) -> None:
+    told = examined(cuda(), which=lambda name: "/usr/bin/ncu", refusal=lambda path: why)
+    assert not told["Nsight Compute"].able
+    assert told["Nsight Compute"].found == found
+    assert remedy in told["Nsight Compute"].remedy
+    assert possible(list(told.values()))
 
 
 def test_a_gpu_that_does_not_answer_is_a_finding() -> None:

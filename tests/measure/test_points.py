@@ -12,10 +12,10 @@ import pytest
 from lcprof.domain.case import Case
 from lcprof.domain.gpu import Gpu
 from lcprof.domain.kv import STRATEGIES
+from lcprof.domain.operations import GROUPED, OPERATIONS
 from lcprof.errors import InputError
 from lcprof.measure.floors import Prediction, floors, join
 from lcprof.measure.points import (
-    OPERATIONS,
     Point,
     chosen_operations,
     implementations,
@@ -340,7 +340,7 @@ def test_the_floor_of_a_chunk_and_of_a_product_by_hand() -> None:
 
 def test_a_backward_pass_is_measured_where_it_is_asked_for() -> None:
     assert "attention_backward" not in {point.operation for point in points(kv="bf16")}
-    assert chosen_operations(["gemm", "all"]) == tuple(OPERATIONS)
+    assert chosen_operations(["gemm", "all"]) == (*OPERATIONS, *GROUPED)
     (point,) = points(kv="bf16", only=["attention_backward"], context="4K", chunk=1024)
     assert (point.shape["query_tokens"], point.shape["context_tokens"]) == (4096, 4096)
     found = floor(point)

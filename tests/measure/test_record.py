@@ -68,6 +68,25 @@ def test_each_line_is_plain_json(tmp_path: Path) -> None:
     assert lines[1]["measured"] == {"burst_s": 1e-3}
 
 
+def test_a_record_of_earlier_days_is_read(tmp_path: Path) -> None:
+    """As the first lcprof that measured wrote it: no ranks, no energy expected, nothing counted."""
+    told = json.loads(msgspec.json.encode(provenance()))
+    del told["ranks"]
+    line = {
+        "line": "row", "key": "a", "operation": "gemm", "shape": {"rows": 1}, "device": "cuda",
+        "implementation": "torch", "status": "measured",
+        "predicted": {"seconds": 1e-3, "low": 5e-4, "high": 2e-3, "basis": "fit"},
+        "measured": {"burst_s": 1e-3, "energy_j": 0.5, "hbm_bytes": 3.0},
+    }  # fmt: skip
+    (tmp_path / "record.jsonl").write_text(f"{json.dumps(told)}\n{json.dumps(line)}\n")
+    read = read_record(tmp_path)
+    assert read.provenance.ranks == 1
+    got, expected = read.rows["a"].measured, read.rows["a"].predicted
+    assert (got.moved_bytes, got.counted_by, expected.energy_j) == (3.0, "", None)
+    writer, _ = Writer.resume(tmp_path, provenance())
+    writer.close()
+
+
 def test_the_last_row_of_a_key_counts_and_says_whether_it_is_finished(tmp_path: Path) -> None:
     writer = Writer.start(tmp_path, provenance())
     for status in ("out of memory", "measured"):

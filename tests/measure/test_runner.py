@@ -11,7 +11,8 @@ from measuring import Board, Clock, Device, RefusalError, Task, Workshop
 from lcprof.errors import InputError
 from lcprof.measure.board import LostDeviceError, NoBoard
 from lcprof.measure.row import Predicted, Row
-from lcprof.measure.runner import Outcome, Progress, Runner, Settings, quantile
+from lcprof.measure.runner import Outcome, Progress, Runner, Settings
+from lcprof.num import quantile
 
 QUICK = Settings(burst_s=0.01, sustained_s=0.05, flops_per_cycle=1000.0)
 
@@ -277,6 +278,11 @@ def test_traces_are_kept_where_asked(tmp_path: Path) -> None:
         Task("gemm m=1 by x/y")
     )
     assert [path.name for path in (tmp_path / "traces").iterdir()] == ["gemm-m-1-by-x-y.json"]
+    both = Settings(sustained_s=0.0, trace=tmp_path / "a", timeline=tmp_path / "a")
+    Bench(both).only(Task("gemm m=1 by x/y"))
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
+        "gemm-m-1-by-x-y.json", "gemm-m-1-by-x-y.memory.csv",
+    ]  # fmt: skip
 
 
 def test_quantiles_lie_between_neighbours() -> None:

@@ -146,8 +146,8 @@ def test_a_busy_board_is_refused_unless_wanted(monkeypatch: pytest.MonkeyPatch) 
     assert busy(board) == "2 other processes are on the GPU (12, 13), holding 12.0 GB"
     assert busy(Board(others=[Stranger(pid=12)])).startswith("another process is on the GPU (12)")
     assert busy(Board()) == ""
-    monkeypatch.setattr(room, "board_of_gpu", lambda: board)
-    monkeypatch.setattr(room, "open_device", lambda kind: None)
+    monkeypatch.setattr(room, "board_of_gpu", lambda index: board)
+    monkeypatch.setattr(room, "open_device", lambda kind, index: None)
     with pytest.raises(ImpossibleError, match="--beside-others"):
         open_session("cuda")
     assert open_session("cuda", beside_others=True).facts == board.facts()

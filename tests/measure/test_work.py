@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from lcprof.domain.kv.dense import Dense
-from lcprof.measure.points import OPERATIONS, Part, Point
+from lcprof.domain.operations import OPERATIONS
+from lcprof.measure.points import Part, Point
 from lcprof.measure.shapes import needed, peaks
 from lcprof.measure.work import PointWorkshop, prepare
 from lcprof_kernels.caches import CompressedCache
@@ -233,6 +234,8 @@ def test_the_peak_is_predicted_where_nothing_else_is_allocated() -> None:
     # 2 sequences x 300 tokens x 2 heads x 64 x (K and V) x 2 bytes, Q, O and fp32 log-sum-exps.
     rows = 2 * 4
     assert found.peak_bytes == 2 * 300 * 2 * 64 * 4 + rows * (64 * 2 * 2 + 4)
+    (flash,) = peaks([point("decode_attention", "flash", DECODE)])
+    assert flash.peak_bytes == found.peak_bytes
 
 
 def test_random_data_differs_between_calls() -> None:

@@ -19,6 +19,7 @@ from lcprof.report.bar import PARTS, bar, cells
 from lcprof.report.console import continued, position_note, show_plan, subject
 from lcprof.report.screen import Screen, encodable, printable, shorten
 from lcprof.report.table import abbreviated, ranked, varying
+from lcprof.scenario.measuring import Measuring
 
 
 class Pipe(io.StringIO):
@@ -41,7 +42,7 @@ def plan(**keys: Any) -> list[Row]:
 
 def page(rows: list[Row], stream: Pipe | None = None, **environ: str) -> str:
     out = stream or Pipe()
-    asked = Asked(rows=rows, question="", keys=frozenset())
+    asked = Asked(rows=rows, question="", measure=Measuring(), keys=frozenset())
     show_plan(rows, answers_of(subject(rows), asked), "", Screen(out, environ))
     return out.getvalue()
 

@@ -43,7 +43,7 @@ def test_a_run_is_shown_worst_first_with_its_reasons() -> None:
         row(
             "b",
             shape={"rows": 2},
-            predicted=Predicted(seconds=0.5e-3),
+            predicted=Predicted(seconds=0.5e-3, low=0.4e-3, high=2e-3, uncalibrated_s=3e-3),
             measured=Measured(
                 burst_s=1e-3, burst_p20_s=0.9e-3, burst_p80_s=1.1e-3, sustained_s=2e-3,
                 power_w=650.0, energy_j=1.3, throttle=("power limit",),
@@ -63,6 +63,11 @@ def test_a_run_is_shown_worst_first_with_its_reasons() -> None:
     assert "1 ms (900 us to 1.1 ms), sustained 2 ms, 650 W, 1.3 J" in joined
     assert "throttled: power limit, seconds error -50.0%" in joined
     assert "seconds error -10.0%, 2 x floor" in text
+    assert "uncalibrated" not in text[: text.index("held packed")]
+    # 10 % and 50 %; the uncalibrated one is thrice what was measured.
+    verdict = "off by 30.0% in the median, nine in ten by 46.0%; 100% lay in the interval"
+    beside = "without measuring here 200.0% in the median, nine in ten by 200.0%"
+    assert f"Predicted times of 2 points: {verdict}; {beside}." in joined
     assert "  held packed\n" in text
     assert "gemm m3\n  planned, not measurable: h2o has no kernel\n" in text
     assert "gemm m4, torch and 1 more\n  does not fit: needs 2 GB of 1 GB\n" in text

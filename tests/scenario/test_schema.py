@@ -11,7 +11,9 @@ import pytest
 
 from lcprof.errors import Fault, InputError
 from lcprof.scenario.content import FACTORS
+from lcprof.scenario.fields import Duration, Seconds, Tokens
 from lcprof.scenario.files import read_yaml
+from lcprof.scenario.measuring import Measuring
 from lcprof.scenario.schema import (
     Scenario,
     load_scenario,
@@ -56,6 +58,45 @@ def test_defaults() -> None:
     assert set(scenario.axes()) >= {"model", "kv", "context", "concurrency"}
     assert "question" not in scenario.axes()
     assert "video" not in scenario.axes()
+
+
+def test_what_is_measured_of_a_scenario() -> None:
+    assert read().measure == Measuring()
+    data = SMALL | {"measure": {"only": "gemm", "impl": ["lcprof", "torch"], "budget": "5m",
+                                "sustained": 0, "max_batch": 8, "max_context": "64K"}}  # fmt: skip
+    told = read_scenario(data, where="s.yaml").measure
+    assert told == Measuring(
+        only=("gemm",), impl=("lcprof", "torch"), budget=Seconds(300), sustained=Duration(0),
+        max_batch=8, max_context=Tokens(65_536),
+    )  # fmt: skip
+    assert accepts(data)
+    assert "measure" not in read(measure={}).axes()
+    flags = Measuring(impl=("naive",), sustained=Duration(2))
+    assert told.under(flags) == Measuring(
+        only=("gemm",), impl=("naive",), budget=Seconds(300), sustained=Duration(2),
+        max_batch=8, max_context=Tokens(65_536),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("block", "key", "given", "expected"),
+    [
+        ([], "measure", "an empty list", "a mapping of only, impl, budget"),
+        ({"onyl": "gemm"}, "measure.onyl", "an unknown key", "did you mean only"),
+        ({"only": "gem"}, "measure.only", "'gem'", "did you mean gemm"),
+        ({"impl": {"a": 1}}, "measure.impl", "a mapping", "lcprof, torch, naive"),
+        ({"budget": 0}, "measure.budget", "0", "above zero"),
+        ({"sustained": "1 parsec"}, "measure.sustained", "'1 parsec'", "a duration"),
+        ({"max_batch": 0}, "measure.max_batch", "0", ">= 1"),
+        ({"max_context": -1}, "measure.max_context", "-1", "tokens, as"),
+    ],
+)
+def test_faults_of_the_measure_block(block: object, key: str, given: str, expected: str) -> None:
+    data = SMALL | {"measure": block}
+    (fault,) = faults(data).values()
+    assert (fault.key, fault.given) == (key, given)
+    assert expected in fault.expected
+    assert not accepts(data)
 
 
 def test_every_key_may_be_a_list() -> None:

@@ -6,6 +6,7 @@ would draw more than the limit allows, what the SMs bound takes longer (`lcprof.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from msgspec import Struct
@@ -21,6 +22,19 @@ STRETCHED = frozenset(
     {"attention", "projections", "feed-forward", "experts", "recurrence", "latents again"}
 )
 """Operations of a prefill that the SM clock bounds."""
+
+
+class Held(Struct, frozen=True, kw_only=True):
+    """Work under the power limit: seconds and joules with the intervals that nine in ten
+    measurements fall in, and average watts."""
+
+    seconds: Any
+    low_s: Any
+    high_s: Any
+    watts: Any
+    joules: Any
+    joules_low: Any
+    joules_high: Any
 
 
 class Drawn(Struct, frozen=True, kw_only=True):
@@ -60,42 +74,65 @@ def drawn(
     if prompt:
         for part in found.parts:
             bound = bound + part.seconds if part.operation in STRETCHED else bound
-    ends = [power.scaled(factor) for factor in (power.low, 1.0, power.high)]
-    held = [_held(model, found.seconds, bound, flops, moved_bytes) for model in ends]
-    (fast_s, fast_w), (seconds, watts), (slow_s, slow_w) = held
-    below = found.seconds - found.low_s + 0.0
-    above = found.high_s - found.seconds
-    times = seconds / found.seconds
-    low_s = seconds - ((below * times) ** 2 + (seconds - fast_s) ** 2) ** 0.5
-    high_s = seconds + ((above * times) ** 2 + (slow_s - seconds) ** 2) ** 0.5
+    under = held(power, found.seconds, found.low_s, found.high_s, bound, flops, moved_bytes)
+    seconds = under.seconds
     factor = 1.0 + (seconds - found.seconds) / num.larger(bound, 1e-12)
     stretched = Expected(
         parts=tuple(_stretched(part, factor, prompt=prompt) for part in found.parts),
         seconds=seconds,
-        low_s=low_s,
-        high_s=high_s,
+        low_s=under.low_s,
+        high_s=under.high_s,
         distance=found.distance,
         away_share=found.away_share,
     )
     return Drawn(
         expected=stretched,
+        watts=under.watts,
+        joules=under.joules,
+        joules_low=under.joules_low,
+        joules_high=under.joules_high,
+    )
+
+
+def held(
+    power: PowerModel,
+    seconds: Any,
+    low_s: Any,
+    high_s: Any,
+    bound: Any,
+    flops: Mapping[str, Any],
+    moved_bytes: Any,
+) -> Held:
+    """Work of one GPU that takes `seconds` at boost clock, with the interval from `low_s` to
+    `high_s`: FLOPs by compute dtype, bytes of its memory. `bound` of the seconds stretch as the
+    SM clock falls."""
+    ends = [power.scaled(factor) for factor in (power.low, 1.0, power.high)]
+    found = [_held(model, seconds, bound, flops, moved_bytes) for model in ends]
+    (fast_s, fast_w), (under_s, watts), (slow_s, slow_w) = found
+    below, above, times = seconds - low_s, high_s - seconds, under_s / seconds
+    least_s = under_s - ((below * times) ** 2 + (under_s - fast_s) ** 2) ** 0.5
+    most_s = under_s + ((above * times) ** 2 + (slow_s - under_s) ** 2) ** 0.5
+    return Held(
+        seconds=under_s,
+        low_s=least_s,
+        high_s=most_s,
         watts=watts,
-        joules=watts * seconds,
-        joules_low=fast_w * low_s,
-        joules_high=slow_w * high_s,
+        joules=watts * under_s,
+        joules_low=fast_w * least_s,
+        joules_high=slow_w * most_s,
     )
 
 
 def _held(
-    model: PowerModel, seconds: Any, bound: Any, flops: dict[str, Any], moved_bytes: Any
+    model: PowerModel, seconds: Any, bound: Any, flops: Mapping[str, Any], moved_bytes: Any
 ) -> tuple[Any, Any]:
     """Seconds and watts under the limit; quick where nothing comes near it."""
     free_w = burst_w(model, seconds, flops, moved_bytes)
     over: Any = free_w > model.limit_w
     if not (over if isinstance(over, bool) else over.any()):
         return seconds, free_w
-    held = sustained(model, seconds, bound, flops, moved_bytes)
-    return held.seconds, held.watts
+    under = sustained(model, seconds, bound, flops, moved_bytes)
+    return under.seconds, under.watts
 
 
 def _stretched(part: Timed, factor: Any, *, prompt: bool) -> Timed:

@@ -284,8 +284,8 @@ def sustained(record: Record) -> Any:
         y=y,
         color=coloured("operation", names, SERIES),
         shape=shaped("operation", names),
-        tooltip=tips("run", "point", "seconds_measured", "sustained_s", "sustained_over_burst",
-                     "power_w", "sm_clock_hz", "throttle"),
+        tooltip=tips("run", "point", "seconds_measured", "sustained_s_measured",
+                     "sustained_over_burst", "power_w", "sm_clock_hz", "throttle"),
     )  # fmt: skip
     one = alt.Chart(alt.InlineData(values=[{"guide": 1.0}])).mark_rule(color=LIMIT)
     rule = one.encode(y=alt.Y(field="guide", type="quantitative", scale=scale))

@@ -15,8 +15,11 @@ COUNTERS = (
     *("flops_predicted", "flops_measured", "flops_error", "tensor_utilisation"),
     *("peak_bytes_predicted", "peak_bytes_measured", "peak_bytes_error"),
 )
-SUSTAINED = ("run", "point", "seconds_measured", "sustained_s", "sustained_over_burst", "warm",
-             "power_w", "energy_j", "sm_clock_hz", "throttle")  # fmt: skip
+SUSTAINED = (
+    *("run", "point", "seconds_measured", "sustained_s_measured", "sustained_s_error"),
+    *("sustained_over_burst", "warm", "power_w", "energy_j_measured", "energy_j_error"),
+    *("sm_clock_hz", "throttle"),
+)
 KEY = (
     "Points are worded as kernels are benchmarked: B is the batch, q the query tokens, kv the "
     "tokens of context, a pair with a slash the query and KV heads, D the width of a head; m, k "
