@@ -175,6 +175,27 @@ def test_explain_shows_formula_values_and_source(capsys: Output) -> None:
     assert not re.search(r"\de\+\d", every)
 
 
+def explained(capsys: Output, column: str, gpu: str) -> str:
+    asked = ["plan", "--model", "llama-3.1-8b", "--gpu", gpu, "--context", "128K"]
+    assert main([*asked, "--explain", column]) == 0
+    return capsys.readouterr().out
+
+
+def test_explain_names_the_sources_of_the_gpu_file(capsys: Output, tmp_path: Path) -> None:
+    known = "nvidia-smi memory.total, one H200 (2026-10)"
+    assert f"source: {known}\n" in explained(capsys, "capacity_bytes_per_gpu", "h200-sxm")
+    assert "NVIDIA H200 datasheet" in explained(capsys, "ttft_floor_s", "h200-sxm")
+    bare = tmp_path / "bare.yaml"
+    bare.write_text(
+        "name: mine\nmemory_marketed: 141 GB\nbandwidth: {value: 4.8 TB/s, source: my notes}\n"
+        "peak: {bf16: 900 TFLOP/s}\n"
+    )
+    capacity = explained(capsys, "capacity_bytes_per_gpu", str(bare))
+    assert "source: given by the user\n" in capacity
+    assert "marketed memory" in capacity
+    assert "my notes" in explained(capsys, "ttft_floor_s", str(bare))
+
+
 def test_explain_before_the_file_takes_it_for_the_file(capsys: Output) -> None:
     assert main(["plan", "--explain", str(ROOT / "scenarios" / "smoke.yaml")]) == 0
     assert "kv_bytes_per_token = 512 B" in capsys.readouterr().out

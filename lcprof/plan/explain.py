@@ -171,6 +171,8 @@ def _memory(row: Row, model: ModelShape) -> list[Explanation]:
     )
     split = f"tp {deployment.tp}, pp {deployment.pp}, dp {deployment.dp}, ep {deployment.ep}"
     gpu = deployment.gpu
+    known = gpu.usable_bytes != gpu.marketed_bytes
+    memory = "memory that the driver reports" if known else "marketed memory"
     return [
         Explanation(
             column="weights_bytes_per_gpu",
@@ -252,9 +254,9 @@ def _memory(row: Row, model: ModelShape) -> list[Explanation]:
             column="capacity_bytes_per_gpu",
             value=estimate.capacity_bytes_per_gpu,
             unit="B",
-            formula="memory that the driver reports x utilisation",
+            formula=f"{memory} x utilisation",
             terms=(Term(text=f"{gpu.usable_bytes:,.0f} B x {deployment.utilisation:g}"),),
-            source=gpu.sources.get("usable", f"catalog entry {gpu.name}"),
+            source=gpu.sources["usable_bytes"],
         ),
     ]
 
@@ -308,6 +310,10 @@ def _floors(row: Row) -> list[Explanation]:
         text=f"{gpu.name}: {gpu.flops_per_s('bf16') / 1e12:,.6g} dense bf16 TFLOP/s, "
         f"{gpu.bandwidth_bytes_per_s / 1e12:,.4g} TB/s"
     )
+    rates = dict.fromkeys(
+        gpu.sources[name] for name in ("peak_flops.bf16", "bandwidth_bytes_per_s")
+    )
+    source = f"data-sheet peaks ({', '.join(rates)}); perfect overlap"
     floor = "largest of FLOPs / peak, HBM bytes / bandwidth, sent bytes / link, host bytes / PCIe"
     return [
         Explanation(
@@ -316,7 +322,7 @@ def _floors(row: Row) -> list[Explanation]:
             unit="s",
             formula=floor,
             terms=(peaks,),
-            source=f"data-sheet peaks ({gpu.sources.get('bandwidth', 'catalog')}); perfect overlap",
+            source=source,
         ),
         Explanation(
             column="tpot_floor_s",
