@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 FITS, BROKEN_PIPE, BAD_INPUT, NONE_FITS, INTERRUPTED = 0, 1, 2, 3, 130
 
-TIMED = ("ttft_s", "tpot_s", "request_s", "ttft_floor_s", "tpot_floor_s")
-
 PLAN_EPILOG = """\b
 Examples:
   lcprof plan scenarios/smoke.yaml
@@ -102,7 +100,7 @@ def cli() -> None:
     is_flag=False,
     flag_value="",
     metavar="[COLUMN]",
-    help="print formulas, values and sources of what is sized or timed, or of one column",
+    help="print formulas, values and sources of what is computed, or of one column",
 )
 @click.option("--engine", metavar="NAME", help="launch line and reservation: vllm, sglang, trtllm")
 @click.option("--hypothetical", is_flag=True, help="times even of what does not fit")
@@ -275,20 +273,16 @@ def schema() -> None:
 
 
 def _print_explanations(rows: Sequence[Row], column: str) -> None:
-    from lcprof.plan.explain import explain
+    from lcprof.plan.explain import ACCOUNTS, explain, missing
     from lcprof.report.explain import explanation_page
     from lcprof.report.screen import Screen
 
+    if column and column not in ACCOUNTS:
+        expected = f"a column with a formula; {nearest(column, ACCOUNTS) or ', '.join(ACCOUNTS)}"
+        raise InputError.one("--explain", given=column, expected=expected)
     found = [explain(row) for row in rows]
-    known = [each.column for each in found[0]]
-    if column in TIMED and column not in known:
-        row = rows[0]
-        reason = row.no_times or "not vouched for, too far beyond what was measured"
-        if not row.has_times:
-            reason = "it does not fit; --hypothetical gives times all the same"
-        raise InputError.one("--explain", given=column, expected=f"a time that there is: {reason}")
-    if column and column not in known:
-        expected = f"a column with a formula; {nearest(column, known) or ', '.join(known)}"
+    if column and not any(each.column == column for row in found for each in row):
+        expected = f"a number that there is: {missing(rows[0], column)}"
         raise InputError.one("--explain", given=column, expected=expected)
     screen = Screen(sys.stdout)
     for row, explanations in zip(rows, found, strict=True):

@@ -172,6 +172,9 @@ def test_explain_shows_formula_values_and_source(capsys: Output) -> None:
     every = capsys.readouterr().out
     for name in ("weights_bytes_per_gpu", "ttft_floor_s", "max_context_tokens"):
         assert f"{name} = " in every
+    # 32 layers, K and V, 8 heads of 128, 2 B, all on the one GPU.
+    assert main([*SMALL, "--explain", "kv_token_bytes_per_gpu"]) == 0
+    assert capsys.readouterr().out.startswith("kv_token_bytes_per_gpu = 131,072 B\n")
     assert not re.search(r"\de\+\d", every)
 
 
@@ -241,6 +244,7 @@ def test_missing_keys_say_how_to_give_them(capsys: Output) -> None:
         ([*LLAMA, "--context", "[!!python/name:os.system , 1]"], ["--context", "tag"]),
         ([*SMALL, "--model", "a\udcffb"], ["--model", "Unicode"]),
         ([*SMALL, "--explain", "kv_bytes"], ["--explain", "kv_bytes", "did you mean"]),
+        ([*LARGE, "--explain", "tpot_s"], ["--explain", "tpot_s", "does not fit"]),
     ],
 )
 def test_bad_input_is_refused_in_a_line(

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from lcprof.cost.layer import Batch, embedding_operation, layer_operations, logits_operation
 from lcprof.cost.operation import ACTIVATION_BYTES, Operation
-from lcprof.cost.sharding import cut_share, kv_share
+from lcprof.cost.sharding import cut_share, kv_share, rank_sequences
 from lcprof.domain.deployment import Deployment
 from lcprof.domain.kv import KvStrategy
 from lcprof.domain.kv.strategy import ExtraWork
@@ -35,8 +35,7 @@ class Step(Struct, Generic[Num], frozen=True, kw_only=True):
 
     def rank_sequences(self, deployment: Deployment) -> Num:
         """Sequences on the fullest group of data-parallel attention."""
-        each: Num = ceil(self.sequences / deployment.dp)
-        return each
+        return rank_sequences(self.sequences, deployment)
 
     def in_flight(self, deployment: Deployment) -> Step[Num]:
         """What one pass through the pipeline takes along: engines keep `pp` batches in flight, one

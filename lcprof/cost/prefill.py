@@ -42,6 +42,12 @@ class Span(Struct, Generic[Num], frozen=True, kw_only=True):
     chunk_tokens: float
     groups: float = 1.0
 
+    @property
+    def steps(self) -> Num:
+        """Chunks that it takes, one at least."""
+        steps: Num = larger(chunk_count(self.tokens, self.chunk_tokens), 1.0)
+        return steps
+
 
 def attention_flops(mixer: Mixer | None, sight: Sight | None, span: Span[Num]) -> Num:
     """FLOPs of attention in one layer: 4·heads·head_dim a visible pair, generalised to unequal

@@ -15,7 +15,7 @@ from lcprof.domain.deployment import Deployment
 from lcprof.domain.kv.stream import Stream
 from lcprof.domain.model import FeedForward, LayerGroup, Matrix, ModelShape
 from lcprof.domain.weights import WeightFormat
-from lcprof.num import ceil_div
+from lcprof.num import Num, ceil, ceil_div
 
 
 def cut_share(pieces: int, ranks: int) -> float:
@@ -40,6 +40,12 @@ def expert_share(ffn: FeedForward, deployment: Deployment) -> float:
 def kv_share(stream: Stream, deployment: Deployment) -> float:
     """The fullest rank's share of a stream: whole heads over tp, tokens over dcp · cp."""
     return cut_share(stream.heads, deployment.tp) / (deployment.dcp * deployment.cp)
+
+
+def rank_sequences(sequences: Num, deployment: Deployment) -> Num:
+    """Sequences on the fullest group of data-parallel attention."""
+    each: Num = ceil(sequences / deployment.dp)
+    return each
 
 
 def stored_format(matrix: Matrix, deployment: Deployment) -> WeightFormat:
