@@ -1,12 +1,12 @@
 """How many query-key pairs causal attention visits, exactly, queries right-aligned to keys.
 
-`start` tokens are cached before the `tokens` new ones. Each count is a difference of one running
-sum, so it adds up over prefill chunks. Sums of whole numbers below 2^53 are exact in float64.
+`start` tokens are cached before the `tokens` new ones. Counts add up over prefill chunks. Sums of
+whole numbers below 2^53 are exact in float64.
 """
 
 from __future__ import annotations
 
-from lcprof.num import Num, ceil, floor, smaller
+from lcprof.num import Num, ceil, floor, larger, smaller
 
 
 def causal_pairs(start: Num, tokens: Num) -> Num:
@@ -14,10 +14,14 @@ def causal_pairs(start: Num, tokens: Num) -> Num:
     return tokens * (start + tokens) - tokens * (tokens - 1) / 2
 
 
-def capped_pairs(start: Num, tokens: Num, cap_tokens: float) -> Num:
+def capped_pairs(start: Num, tokens: Num, cap_tokens: Num | float) -> Num:
     """Every query sees at most `cap_tokens` (a sliding window, or window and sinks, or the best
-    tokens of a selection): the sum of min(i, cap)."""
-    return _capped(start + tokens, cap_tokens) - _capped(start, cap_tokens)
+    tokens of a selection): the sum of min(i, cap), as if every query saw what the last one does,
+    less what the first ones lack."""
+    seen = smaller(cap_tokens + 0.0, start + tokens)
+    short = smaller(larger(seen - start, 0.0), tokens)
+    pairs: Num = tokens * seen - short * (short - 1.0) / 2.0
+    return pairs
 
 
 def chunked_pairs(start: Num, tokens: Num, chunk_tokens: float) -> Num:
@@ -29,12 +33,6 @@ def compressed_pairs(start: Num, tokens: Num, ratio: float, cap_entries: float |
     """Every query sees one entry for each `ratio` tokens before it that are complete, at most
     `cap_entries` of them: the sum of min(floor(i / ratio), cap)."""
     return _compressed(start + tokens, ratio, cap_entries) - _compressed(start, ratio, cap_entries)
-
-
-def _capped(position: Num, cap: float) -> Num:
-    rising = smaller(position, cap)
-    total: Num = rising * (rising + 1) / 2 + (position - rising) * cap
-    return total
 
 
 def _chunked(position: Num, chunk: float) -> Num:
