@@ -1,4 +1,5 @@
-"""How many query-key pairs causal attention visits, exactly, queries right-aligned to keys.
+"""Pairs of a query and a key: how many causal attention visits, exactly, queries right-aligned to
+keys, and the FLOPs of one.
 
 `start` tokens are cached before the `tokens` new ones. Counts add up over prefill chunks. Sums of
 whole numbers below 2^53 are exact in float64.
@@ -6,7 +7,39 @@ whole numbers below 2^53 are exact in float64.
 
 from __future__ import annotations
 
+from lcprof.domain.model import CompressedAttention, GroupedAttention, LatentAttention, Mixer
 from lcprof.num import Num, ceil, floor, larger, smaller
+
+
+def pair_flops(mixer: Mixer | None, *, absorbed: bool = False) -> float:
+    """FLOPs of a query and a key that it sees, all query heads of a layer: 2·heads·(k + v), the
+    4·heads·head_dim of FlashAttention-2 (arXiv:2307.08691, section 4.1) for unequal K and V.
+
+    MLA in its own heads (192 + 128 elements in DeepSeek-V3), or `absorbed` into its latents
+    (576 + 512; arXiv:2405.04434, section 2.1). Softmax is not counted; 0 without attention.
+    """
+    if isinstance(mixer, GroupedAttention):
+        return 2.0 * mixer.q_heads * (mixer.k_dim + mixer.v_dim)
+    if isinstance(mixer, LatentAttention):
+        if absorbed:
+            return 2.0 * mixer.q_heads * (2 * mixer.latent_dim + mixer.rope_dim)
+        return 2.0 * mixer.q_heads * (mixer.nope_dim + mixer.rope_dim + mixer.v_dim)
+    if isinstance(mixer, CompressedAttention):
+        return 4.0 * mixer.q_heads * mixer.vector_dim
+    return 0.0
+
+
+def index_pair_flops(mixer: Mixer | None) -> float:
+    """FLOPs of scoring a query against an index key, 2·heads·key_dim of the indexer's own heads; 0
+    for a layer that scores none."""
+    if isinstance(mixer, GroupedAttention):
+        selection = mixer.selection
+        return 0.0 if selection is None else 2.0 * selection.heads * selection.key_dim
+    if isinstance(mixer, LatentAttention | CompressedAttention):
+        indexer = mixer.indexer
+        if indexer is not None and indexer.owns_keys:
+            return 2.0 * indexer.heads * indexer.key_dim
+    return 0.0
 
 
 def causal_pairs(start: Num, tokens: Num) -> Num:
