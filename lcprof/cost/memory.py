@@ -152,8 +152,7 @@ def final_tokens(workload: Workload[Num]) -> Num:
 def step_tokens(deployment: Deployment, workload: Workload[Num]) -> Num:
     """The most tokens that one step puts through a rank: of a prefill's chunk, or one of each
     sequence."""
-    new_tokens = workload.context_tokens - workload.prefix_tokens
-    chunk: Num = smaller(new_tokens, workload.chunk_tokens) / deployment.cp
+    chunk: Num = smaller(workload.new_tokens, workload.chunk_tokens) / deployment.cp
     tokens: Num = larger(chunk, rank_sequences(workload.concurrency, deployment))
     return tokens
 
@@ -173,8 +172,7 @@ def late_bytes(
     if late is None:
         return None
     rate = kv.bytes_per_token(stream) * kv_share(stream, deployment)
-    new_tokens = workload.context_tokens - workload.prefix_tokens
-    held: Num = choose(new_tokens <= workload.chunk_tokens, 1.0, float(layers))
+    held: Num = choose(workload.new_tokens <= workload.chunk_tokens, 1.0, float(layers))
     return late * held * rate
 
 

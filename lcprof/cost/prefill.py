@@ -32,6 +32,7 @@ from lcprof.domain.model import (
     ModelShape,
     RecurrentState,
 )
+from lcprof.domain.workload import Workload
 from lcprof.num import Num, larger, smaller
 
 
@@ -44,11 +45,26 @@ class Span(Struct, Generic[Num], frozen=True, kw_only=True):
     chunk_tokens: float
     groups: float = 1.0
 
+    @staticmethod
+    def of(workload: Workload[Num]) -> Span[Num]:
+        """What a request's prefill computes: the prompt beyond the shared prefix."""
+        return Span(
+            start=workload.context_tokens * 0.0 + workload.prefix_tokens,
+            tokens=workload.new_tokens,
+            chunk_tokens=workload.chunk_tokens,
+        )
+
     @property
     def steps(self) -> Num:
         """Chunks that it takes, one at least."""
         steps: Num = larger(chunk_count(self.tokens, self.chunk_tokens), 1.0)
         return steps
+
+    def bubble(self, stages: int) -> Num:
+        """How many times longer than its slowest stage's work a pipeline takes, since it has to
+        fill: (chunks + stages - 1) / chunks (GPipe, arXiv:1811.06965, section 2.3)."""
+        steps: Num = self.steps
+        return (steps + (stages - 1.0)) / steps
 
 
 def attention_flops(mixer: Mixer | None, sight: Sight | None, span: Span[Num]) -> Num:
@@ -254,13 +270,12 @@ def prefill_operations(
     model: ModelShape, group: LayerGroup, deployment: Deployment, kv: KvStrategy, span: Span[Num]
 ) -> list[Operation[Num]]:
     """All the work of one layer of a group in a prefill."""
-    steps: Num = larger(chunk_count(span.tokens, span.chunk_tokens), 1.0)
     rank_tokens = span.tokens / deployment.cp
     batch: Batch[Num] = Batch(
         tokens=span.tokens,
         rank_tokens=rank_tokens,
         expert_tokens=rank_tokens * span.groups,
-        steps=steps,
+        steps=span.steps,
     )
     shared = layer_operations(model, group, deployment, batch)
     return shared + attention_operations(group, deployment, kv, span)

@@ -168,14 +168,14 @@ def decode_work(
     )
 
 
-def prefill_floor_s(work: Work[Num], gpu: Gpu, steps: Num) -> Num:
-    """Floor of a prefill: the slowest stage, kept busy by `steps` chunks, and the bubble of
-    filling the pipeline, (steps + pp - 1) / steps (GPipe, arXiv:1811.06965, section 2.3)."""
+def prefill_floor_s(work: Work[Num], gpu: Gpu, span: prefill.Span[Num]) -> Num:
+    """Floor of a prefill: the slowest stage, kept busy by its chunks, and the bubble of filling the
+    pipeline."""
     floors = [stage.floor_s(gpu) for stage in work.stages]
     slowest = floors[0]
     for floor_s in floors[1:]:
         slowest = larger(slowest, floor_s)
-    return slowest * ((steps + (len(floors) - 1)) / steps)
+    return slowest * span.bubble(len(floors))
 
 
 def decode_floor_s(work: Work[Num], gpu: Gpu) -> Num:

@@ -192,11 +192,7 @@ def count(
     """Bytes and FLOPs of a workload. A what-if strategy remakes the model first."""
     model = remade(model, kv)
     held: Memory[Num] = memory(model, deployment, kv, workload)
-    span: prefill.Span[Num] = prefill.Span(
-        start=workload.context_tokens * 0.0 + workload.prefix_tokens,
-        tokens=workload.context_tokens - workload.prefix_tokens,
-        chunk_tokens=workload.chunk_tokens,
-    )
+    span: prefill.Span[Num] = prefill.Span.of(workload)
     step: Step[Num] = Step(sequences=workload.concurrency, context_tokens=workload.context_tokens)
     first = prefill_work(model, deployment, kv, span)
     each = decode_work(model, deployment, kv, step)
@@ -237,7 +233,7 @@ def finish(counts: Counts[Num], deployment: Deployment) -> Estimate[Num]:
     one that was counted; only its GPU and utilisation may differ."""
     held, token = counts.held, counts.token
     capacity = capacity_bytes(deployment)
-    ttft_floor_s = prefill_floor_s(counts.prefill, deployment.gpu, counts.span.steps)
+    ttft_floor_s = prefill_floor_s(counts.prefill, deployment.gpu, counts.span)
     tpot_floor_s = decode_floor_s(counts.in_flight, deployment.gpu)
     return Estimate(
         params=counts.model.params,

@@ -171,9 +171,8 @@ def _late(on: Grounds) -> Iterable[Term]:
 
 
 def _reading(on: Grounds) -> str:
-    new_tokens = on.workload.context_tokens - on.workload.prefix_tokens
     chunked = "in all layers, as prefill is chunked"
-    if new_tokens <= on.workload.chunk_tokens:
+    if on.workload.new_tokens <= on.workload.chunk_tokens:
         chunked = "in one layer at a time, as prefill is not chunked"
     return f"what a prompt holds while it is read and drops afterwards, {chunked}"
 

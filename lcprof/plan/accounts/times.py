@@ -192,10 +192,9 @@ def _request_usd(on: Grounds) -> Iterable[Term]:
 
 
 def _input_usd(on: Grounds) -> Iterable[Term]:
-    new_tokens = on.workload.context_tokens - on.workload.prefix_tokens
     yield _price(on)
     yield _busy(on)
-    yield Term(text=f"{new_tokens:,.0f} tokens of a prompt beyond the shared prefix")
+    yield Term(text=f"{on.workload.new_tokens:,.0f} tokens of a prompt beyond the shared prefix")
     yield from on.entering("gpus", "dp")
 
 

@@ -113,7 +113,8 @@ def _prefill_floor(on: Grounds) -> Iterable[Term]:
     yield _peaks(on)
     yield from _bounds(on, max(on.counts.prefill.stages, key=lambda stage: stage.floor_s(on.gpu)))
     if on.deployment.pp > 1:
-        yield Term(text=f"{on.counts.span.steps:,.0f} chunks through {on.deployment.pp} stages")
+        steps, bubble = on.counts.span.steps, on.counts.span.bubble(on.deployment.pp)
+        yield Term(text=f"{steps:,.0f} chunks through {on.deployment.pp} stages: x {bubble:,.6g}")
 
 
 def _step_floor(on: Grounds) -> Iterable[Term]:
