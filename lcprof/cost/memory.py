@@ -240,7 +240,7 @@ def _routed(ffn: FeedForward, hidden: int, deployment: Deployment) -> float:
     if not ffn.experts:
         return 0.0
     between = sum(m.inputs if m.name == "down" else m.outputs for m in ffn.expert)
-    across = deployment.tp * deployment.dp // deployment.ep
+    across = deployment.expert_cuts
     copies = ffn.experts_per_token * deployment.dp * cut_share(ffn.experts, deployment.ep)
     return copies * (between / across + 2.0 * hidden)
 

@@ -117,7 +117,7 @@ def _own_caps(mixer: GroupedAttention) -> list[float]:
 
 
 def _sight_caps(sight: Sight | None) -> list[float]:
-    return [] if sight is None else [float(sight.window_tokens + sight.sink_tokens)]
+    return [] if sight is None else [float(sight.tokens)]
 
 
 def _pairs(span: Span[Num], caps: list[float]) -> Num:

@@ -33,8 +33,7 @@ def matrix_share(matrix: Matrix, ranks: int) -> float:
 def expert_share(ffn: FeedForward, deployment: Deployment) -> float:
     """The fullest rank's share of the routed experts: whole experts over `ep` ranks, their width
     over the tp·dp / ep ranks that are left."""
-    across = deployment.tp * deployment.dp // deployment.ep
-    return cut_share(ffn.experts, deployment.ep) / across
+    return cut_share(ffn.experts, deployment.ep) / deployment.expert_cuts
 
 
 def kv_share(stream: Stream, deployment: Deployment) -> float:

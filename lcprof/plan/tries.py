@@ -8,6 +8,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from lcprof.domain.case import Case
+from lcprof.domain.deployment import NODE_GPUS
 from lcprof.domain.kv import FORMATS, parse_kv
 from lcprof.domain.kv.dense import DTYPE_BYTES, Dense
 from lcprof.domain.layout import Degrees, misfits
@@ -15,8 +16,6 @@ from lcprof.domain.model import GroupedAttention, LatentAttention, ModelShape
 from lcprof.domain.weights import WEIGHT_FORMATS
 from lcprof.plan.row import Row, plan_case
 
-NODE_GPUS = 8
-"""Tensor parallelism stays inside a node of this many GPUs; more GPUs become pipeline stages."""
 MOST_GPUS = 1024
 MOST_TRIES = 6
 SMALLER_KV = ("fp8", "kivi:bits=4,group=64,residual=128")
