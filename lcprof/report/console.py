@@ -6,11 +6,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from msgspec import Struct
-
 from lcprof.domain.kv.eviction import H2O, SnapKV
 from lcprof.domain.kv.share import Share
 from lcprof.domain.kv.window import Window
+from lcprof.plan.answers import Answers
 from lcprof.plan.row import Row
 from lcprof.report.bar import SHADES, bar, flow, legend
 from lcprof.report.screen import Screen, printable, shorten
@@ -26,29 +25,6 @@ BREAKS = {"weights": "weights", "activations": "activations", "kv": "KV cache"}
 INDENT = "  "
 MOST_FACTS = 4
 FLOOR_NOTE = "Floor: data-sheet peaks, perfect overlap."
-
-
-class Offer(Struct, frozen=True, kw_only=True):
-    """Flags to paste after the same command, why one would, and the row that they give."""
-
-    flags: str
-    why: str
-    row: Row
-
-
-class Answers(Struct, frozen=True, kw_only=True):
-    """What a page says of one row besides its columns: `offers` to try, the row with the `fewest`
-    GPUs that fits (None when there is none), what runs out first (`breaks`) when `grows` grows (""
-    for the plan as it is), and the lengths up to which the rest of the model outweighs attention
-    (None for any length)."""
-
-    row: Row
-    offers: Sequence[Offer]
-    fewest: Row | None
-    breaks: str
-    grows: str = ""
-    attention_crossover_tokens: float | None = None
-    kv_crossover_tokens: float | None = None
 
 
 def show_plan(rows: Sequence[Row], answers: Answers, question: str, screen: Screen) -> None:

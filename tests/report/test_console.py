@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 import lcprof
-from lcprof.cli import answers_of
-from lcprof.flags import Asked
+from lcprof.flags import Asked, answers
 from lcprof.plan.row import Row, plan_cases
 from lcprof.report.bar import PARTS, bar, cells
 from lcprof.report.console import continued, position_note, show_plan, subject
@@ -42,7 +41,7 @@ def plan(**keys: Any) -> list[Row]:
 def page(rows: list[Row], stream: Pipe | None = None, **environ: str) -> str:
     out = stream or Pipe()
     asked = Asked(rows=rows, question="", keys=frozenset())
-    show_plan(rows, answers_of(subject(rows), asked), "", Screen(out, environ))
+    show_plan(rows, answers(subject(rows), asked), "", Screen(out, environ))
     return out.getvalue()
 
 

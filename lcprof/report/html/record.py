@@ -23,10 +23,11 @@ from lcprof.domain.case import Case
 from lcprof.domain.gpu import Gpu
 from lcprof.errors import InputError
 from lcprof.plan import study
+from lcprof.plan.answers import Answers
 from lcprof.plan.fits import power_for
 from lcprof.plan.row import Row
 from lcprof.report.bar import PARTS
-from lcprof.report.console import BREAKS, Answers, kernels_of, position_note
+from lcprof.report.console import BREAKS, kernels_of, position_note
 from lcprof.report.export import csv_table, records
 from lcprof.report.screen import printable, shorten
 from lcprof.report.table import HEADS, abbreviated, shown, varying
