@@ -338,7 +338,8 @@ def _command(
 def _report_record(asked: Asked, command: str, date: str) -> dict[str, Any]:
     """The record of a page: the row to decide on, what to change, how engines would serve it."""
     from lcprof.domain.engine import ENGINES
-    from lcprof.plan.study import GRID_GPUS, chosen
+    from lcprof.plan.choice import chosen
+    from lcprof.plan.study import GRID_GPUS
     from lcprof.report.engine import engine_answer
     from lcprof.report.html import record
     from lcprof.scenario.gpus import load_gpu
@@ -358,7 +359,7 @@ def _write_page(record: Mapping[str, Any], path: str, *, where: str) -> None:
 
 
 def _print_markdown(asked: Asked) -> None:
-    from lcprof.plan.study import chosen
+    from lcprof.plan.choice import chosen
     from lcprof.report.markdown import markdown_page
     from lcprof.report.screen import Screen
 

@@ -10,6 +10,7 @@ from lcprof.domain.kv.eviction import H2O, SnapKV
 from lcprof.domain.kv.share import Share
 from lcprof.domain.kv.window import Window
 from lcprof.plan.answers import Answers
+from lcprof.plan.choice import chosen
 from lcprof.plan.row import Row
 from lcprof.report.bar import SHADES, bar, flow, legend
 from lcprof.report.screen import Screen, printable, shorten
@@ -34,9 +35,9 @@ def show_plan(rows: Sequence[Row], answers: Answers, question: str, screen: Scre
 
 
 def subject(rows: Sequence[Row]) -> Row:
-    """The row that a page's offers are about: the first as it was asked for, if it or all others
-    do not fit; else the best."""
-    return rows[0] if not rows[0].estimate.fits else ranked(rows)[0]
+    """The row that a page's offers are about: the first as it was asked for, if it does not fit;
+    else the one to decide on."""
+    return chosen(rows) if rows[0].estimate.fits else rows[0]
 
 
 def _one(row: Row, answers: Answers, question: str, screen: Screen) -> list[RenderableType]:
@@ -70,7 +71,7 @@ def _several(
         f"{lead}{shorten(row_label(best, names), max(room, 8))}{held}",
     )
     page: list[RenderableType] = [verdict, "", _facts(rows, question), ""]
-    for row in [best] if best is rows[0] else [rows[0], best]:
+    for row in {id(row): row for row in (rows[0], answers.row, best)}.values():
         page += [*_memory(row, screen, row_label(row, names)), ""]
     page += [*table(rows, names, screen.width), Text(_times_note(rows), style="dim")]
     page += [Text(note, style="dim") for note in _strategy_notes(rows)]

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from lcprof.plan.answers import Answers
+from lcprof.plan.choice import rank, risk
 from lcprof.plan.row import Row
-from lcprof.plan.study import rank, risk
 from lcprof.report.console import BREAKS, kernels_of, position_note
 from lcprof.report.html.figures import NOTHING, head, show
 from lcprof.report.html.record import labels

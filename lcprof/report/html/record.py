@@ -24,6 +24,7 @@ from lcprof.domain.gpu import Gpu
 from lcprof.errors import InputError
 from lcprof.plan import study
 from lcprof.plan.answers import Answers
+from lcprof.plan.choice import rank, risk
 from lcprof.plan.fits import power_for
 from lcprof.plan.row import Row
 from lcprof.report.bar import PARTS
@@ -67,7 +68,7 @@ def record_of(
     gpus: Iterable[Gpu],
     asked: Asked,
 ) -> dict[str, Any]:
-    """The record of a plan's page. `answers` and `engines` are those of `study.chosen(rows)`,
+    """The record of a plan's page. `answers` and `engines` are those of `choice.chosen(rows)`,
     `gpus` what the sliders may choose from."""
     row = answers.row
     kept = _first(rows, row)
@@ -203,7 +204,7 @@ def _first(rows: Sequence[Row], row: Row) -> list[Row]:
     many as a page shows."""
     named = [row] if rows[0] is row else [row, rows[0]]
     others = (each for each in rows[1:] if each is not row)
-    return [*named, *heapq.nsmallest(MOST_ROWS - len(named), others, key=study.rank)]
+    return [*named, *heapq.nsmallest(MOST_ROWS - len(named), others, key=rank)]
 
 
 def labels(rows: Sequence[Row]) -> list[str]:
@@ -268,7 +269,7 @@ def _about(rows: Sequence[Row], kept: Sequence[Row], row: Row, asked: Asked) -> 
 def _rows(rows: Sequence[Row], names: Sequence[str]) -> Table:
     lines = []
     for row, label, columns in zip(rows, names, records(rows), strict=True):
-        worst = study.risk(row.case)
+        worst = risk(row.case)
         limits = {} if row.estimate.fits else {"limited_by": BREAKS[row.estimate.limited_by]}
         extra = {"risk": worst.name, "risk_why": worst.why, "risk_source": worst.source}
         lines.append({"label": label, **extra, **columns, **limits})
