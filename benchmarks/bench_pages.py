@@ -34,9 +34,9 @@ def million(folder: Path) -> Path:
 def timed(source: Path) -> tuple[int, float, float, float, int]:
     """Rows or points, seconds of planning or reading, of the page, those of them that the processor
     worked (others may be waiting for it too), and the page's bytes."""
-    from lcprof.answers import page_record
     from lcprof.flags import plan_asked
     from lcprof.measure.record import read_record
+    from lcprof.pages import page_record
     from lcprof.report.html.page import html_page
 
     begun = time.perf_counter()

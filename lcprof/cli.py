@@ -16,7 +16,7 @@ import click
 
 from lcprof import __version__
 from lcprof.errors import InputError, LcprofError, nearest
-from lcprof.flags import Asked, axis_options, flag_of, plan_asked
+from lcprof.flags import Asked, answers, axis_options, flag_of, plan_asked
 
 if TYPE_CHECKING:
     from lcprof.domain.engine import Engine
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from lcprof.plan.row import Row
 
 FITS, BROKEN_PIPE, BAD_INPUT, NONE_FITS, INTERRUPTED = 0, 1, 2, 3, 130
-
-TIMED = ("ttft_s", "tpot_s", "request_s", "ttft_floor_s", "tpot_floor_s")
 
 PLAN_EPILOG = """\b
 Examples:
@@ -103,7 +101,7 @@ def cli() -> None:
     is_flag=False,
     flag_value="",
     metavar="[COLUMN]",
-    help="print formulas, values and sources of what is sized or timed, or of one column",
+    help="print formulas, values and sources of what is computed, or of one column",
 )
 @click.option("--engine", metavar="NAME", help="launch line and reservation: vllm, sglang, trtllm")
 @click.option("--hypothetical", is_flag=True, help="times even of what does not fit")
@@ -135,7 +133,7 @@ def plan(
         raise click.UsageError("--engine and --explain cannot be given together")
     if markdown and (as_json or explain is not None or engine is not None):
         raise click.UsageError("--markdown stands alone, without --json, --explain or --engine")
-    from lcprof.answers import engine_called, page_record
+    from lcprof.pages import engine_called, page_record
     from lcprof.scenario.schema import COMBINATIONS_LIMIT
 
     given = () if scenario is None else (scenario,)
@@ -196,8 +194,8 @@ def report(
     RUN is a folder that `lcprof measure` wrote, or its record. Of a RECORD.json that --record
     wrote, the same page is built again without planning.
     """
-    from lcprof.answers import page_record
     from lcprof.measure.record import read_record as read_run
+    from lcprof.pages import page_record
     from lcprof.report import export
     from lcprof.report.html.record import read_record, table_csv, write_record
 
@@ -323,20 +321,16 @@ def schema() -> None:
 
 
 def _print_explanations(rows: Sequence[Row], column: str) -> None:
-    from lcprof.plan.explain import explain
+    from lcprof.plan.explain import ACCOUNTS, explain, missing
     from lcprof.report.explain import explanation_page
     from lcprof.report.screen import Screen
 
+    if column and column not in ACCOUNTS:
+        expected = f"a column with a formula; {nearest(column, ACCOUNTS) or ', '.join(ACCOUNTS)}"
+        raise InputError.one("--explain", given=column, expected=expected)
     found = [explain(row) for row in rows]
-    known = [each.column for each in found[0]]
-    if column in TIMED and column not in known:
-        row = rows[0]
-        reason = row.no_times or "not vouched for, too far beyond what was measured"
-        if not row.has_times:
-            reason = "it does not fit; --hypothetical gives times all the same"
-        raise InputError.one("--explain", given=column, expected=f"a time that there is: {reason}")
-    if column and column not in known:
-        expected = f"a column with a formula; {nearest(column, known) or ', '.join(known)}"
+    if column and not any(each.column == column for row in found for each in row):
+        expected = f"a number that there is: {missing(rows[0], column)}"
         raise InputError.one("--explain", given=column, expected=expected)
     screen = Screen(sys.stdout)
     for row, explanations in zip(rows, found, strict=True):
@@ -353,7 +347,6 @@ def _engine_records(rows: Sequence[Row], engine: Engine | None) -> list[dict[str
 
 
 def _print_page(asked: Asked, engine: Engine | None) -> None:
-    from lcprof.answers import answers_of
     from lcprof.report.console import row_label, show_plan, subject
     from lcprof.report.screen import Screen
 
@@ -368,7 +361,7 @@ def _print_page(asked: Asked, engine: Engine | None) -> None:
                 "",
             ]
         )
-    show_plan(asked.rows, answers_of(row, asked), asked.question, screen)
+    show_plan(asked.rows, answers(row, asked), asked.question, screen)
     if engine is not None:
         from lcprof.report.engine import engine_answer, show_engine
         from lcprof.report.table import varying
@@ -414,13 +407,12 @@ def _print_markdown(asked: Asked | None, runs: Sequence[Record]) -> int:
 
     parts, good = [], False
     if asked is not None:
-        from lcprof.answers import answers_of
-        from lcprof.plan.study import chosen
+        from lcprof.plan.choice import chosen
         from lcprof.report.markdown import markdown_page
 
         row = chosen(asked.rows)
-        answers = answers_of(row, asked)
-        parts.append(markdown_page(asked.rows, answers, asked.question, asked.planned))
+        said = answers(row, asked)
+        parts.append(markdown_page(asked.rows, said, asked.question, asked.planned))
         good = bool(row.estimate.fits)
     if runs:
         from lcprof.report.run_markdown import run_markdown

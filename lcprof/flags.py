@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,6 +17,7 @@ from lcprof.errors import Fault, InputError, shown
 
 if TYPE_CHECKING:
     from lcprof.domain.case import Case
+    from lcprof.plan.answers import Answers
     from lcprof.plan.row import Row
     from lcprof.plan.wide import Wide
     from lcprof.scenario.measuring import Measuring
@@ -153,6 +155,45 @@ def _planned(read: Scenario, expanded: Callable[[Scenario], list[Case]]) -> Aske
     contexts, sequences = map(float, read.context or ()), map(float, read.concurrency)
     found = plan_wide(cases, list(contexts), list(sequences), KEPT)
     return replace(asked, rows=found.rows, wide=found)
+
+
+def answers(row: Row, asked: Asked) -> Answers:
+    """What a page says of one of the rows besides its columns; the offers as flags that can be
+    pasted."""
+    from lcprof.plan.answers import answers_of
+
+    return answers_of(row, lambda offer: _flags(offer, row, asked))
+
+
+def _flags(offer: Row, row: Row, asked: Asked) -> str:
+    """The flags that make `offer` of `row` when they follow the command as it was given: what
+    differs, and of several rows also what picks this one."""
+    from lcprof.plan.row import case_columns
+    from lcprof.report.table import varying
+
+    named = {f"{key}_tokens": key for key in ("context", "output", "prefix", "chunk", "page")}
+    named |= {"price_usd_per_gpu_hour": "price", "power_limit_w": "power_limit"}
+    old, new = case_columns(row.case), case_columns(offer.case)
+    pinned = set(varying(asked.rows)) if len(asked.rows) > 1 else set()
+    others = new["pp"] * new["cp"] * new["dp"]
+    flags: list[str] = []
+    for column, value in new.items():
+        key = named.get(column, column)
+        if value == old[column] and (column not in pinned or not _sayable(key, value)):
+            continue
+        if key == "tp" and "tp" not in asked.keys and value * others == new["gpus"]:
+            continue
+        text = f"{value:.10g}" if isinstance(value, float) else str(value)
+        flags.append(f"{flag_of(key)} {shlex.quote(text)}")
+    return " ".join(flags)
+
+
+def _sayable(key: str, value: Any) -> bool:
+    """Whether a flag can name what a row shows: not a model or GPU from a file or written out."""
+    from lcprof.scenario.gpus import gpu_names
+    from lcprof.scenario.models import model_names
+
+    return key not in FILE_AXES or value in (model_names() if key == "model" else gpu_names())
 
 
 def _changes(

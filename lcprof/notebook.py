@@ -7,10 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from lcprof.answers import page_record
 from lcprof.flags import Asked
 from lcprof.measure.record import Record, read_record
 from lcprof.measure.row import Row as MeasuredRow
+from lcprof.pages import page_record
 from lcprof.plan.row import Row
 
 if TYPE_CHECKING:

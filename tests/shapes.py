@@ -157,6 +157,11 @@ def gpu(name: str, *, gb: float, bytes_per_s: float, flops: float, link: float =
         peak_flops={"bf16": flops, "fp8": 2 * flops, "fp32": 66.9e12},
         link_bytes_per_s=link,
         pcie_bytes_per_s=64e9,
+        sources={
+            "usable_bytes": "nvidia-smi",
+            "bandwidth_bytes_per_s": "datasheet",
+            "peak_flops.bf16": "datasheet",
+        },
     )
 
 

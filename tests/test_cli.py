@@ -172,7 +172,31 @@ def test_explain_shows_formula_values_and_source(capsys: Output) -> None:
     every = capsys.readouterr().out
     for name in ("weights_bytes_per_gpu", "ttft_floor_s", "max_context_tokens"):
         assert f"{name} = " in every
+    # 32 layers, K and V, 8 heads of 128, 2 B, all on the one GPU.
+    assert main([*SMALL, "--explain", "kv_token_bytes_per_gpu"]) == 0
+    assert capsys.readouterr().out.startswith("kv_token_bytes_per_gpu = 131,072 B\n")
     assert not re.search(r"\de\+\d", every)
+
+
+def explained(capsys: Output, column: str, gpu: str) -> str:
+    asked = ["plan", "--model", "llama-3.1-8b", "--gpu", gpu, "--context", "128K"]
+    assert main([*asked, "--explain", column]) == 0
+    return capsys.readouterr().out
+
+
+def test_explain_names_the_sources_of_the_gpu_file(capsys: Output, tmp_path: Path) -> None:
+    known = "nvidia-smi memory.total, one H200 (2026-10)"
+    assert f"source: {known}\n" in explained(capsys, "capacity_bytes_per_gpu", "h200-sxm")
+    assert "NVIDIA H200 datasheet" in explained(capsys, "ttft_floor_s", "h200-sxm")
+    bare = tmp_path / "bare.yaml"
+    bare.write_text(
+        "name: mine\nmemory_marketed: 141 GB\nbandwidth: {value: 4.8 TB/s, source: my notes}\n"
+        "peak: {bf16: 900 TFLOP/s}\n"
+    )
+    capacity = explained(capsys, "capacity_bytes_per_gpu", str(bare))
+    assert "source: given by the user\n" in capacity
+    assert "marketed memory" in capacity
+    assert "my notes" in explained(capsys, "ttft_floor_s", str(bare))
 
 
 def test_explain_before_the_file_takes_it_for_the_file(capsys: Output) -> None:
@@ -220,6 +244,7 @@ def test_missing_keys_say_how_to_give_them(capsys: Output) -> None:
         ([*LLAMA, "--context", "[!!python/name:os.system , 1]"], ["--context", "tag"]),
         ([*SMALL, "--model", "a\udcffb"], ["--model", "Unicode"]),
         ([*SMALL, "--explain", "kv_bytes"], ["--explain", "kv_bytes", "did you mean"]),
+        ([*LARGE, "--explain", "tpot_s"], ["--explain", "tpot_s", "does not fit"]),
     ],
 )
 def test_bad_input_is_refused_in_a_line(

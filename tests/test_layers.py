@@ -23,7 +23,7 @@ FLOORS = {
     "lcprof.calibrate": 5,
     "lcprof.report": 6,
     "lcprof.flags": 7,
-    "lcprof.answers": 7,
+    "lcprof.pages": 7,
     "lcprof.notebook": 7,
     "lcprof.cli": 7,
     "lcprof.cli_measure": 7,

@@ -8,7 +8,8 @@ from msgspec import Struct
 
 from lcprof.cost.layer import Batch, embedding_operation, layer_operations, logits_operation
 from lcprof.cost.operation import ACTIVATION_BYTES, Operation
-from lcprof.cost.sharding import cut_share, kv_share
+from lcprof.cost.pairs import index_pair_flops, pair_flops
+from lcprof.cost.sharding import cut_share, kv_share, rank_sequences
 from lcprof.domain.deployment import Deployment
 from lcprof.domain.kv import KvStrategy
 from lcprof.domain.kv.strategy import ExtraWork
@@ -35,8 +36,7 @@ class Step(Struct, Generic[Num], frozen=True, kw_only=True):
 
     def rank_sequences(self, deployment: Deployment) -> Num:
         """Sequences on the fullest group of data-parallel attention."""
-        each: Num = ceil(self.sequences / deployment.dp)
-        return each
+        return rank_sequences(self.sequences, deployment)
 
     def in_flight(self, deployment: Deployment) -> Step[Num]:
         """What one pass through the pipeline takes along: engines keep `pp` batches in flight, one
@@ -50,24 +50,12 @@ class Step(Struct, Generic[Num], frozen=True, kw_only=True):
 
 
 def token_flops(mixer: Mixer, stream: Stream) -> float:
-    """FLOPs of one query token against one cached token of a stream, all query heads.
-
-    MLA is counted absorbed (2·heads·(576 + 512) in DeepSeek-V3); index keys are scored by the
-    indexer's own heads.
-    """
-    if isinstance(mixer, GroupedAttention):
-        if stream.kind == "index" and mixer.selection is not None:
-            return 2.0 * mixer.selection.heads * mixer.selection.key_dim
-        return 2.0 * mixer.q_heads * (mixer.k_dim + mixer.v_dim)
-    if isinstance(mixer, LatentAttention):
-        if stream.kind == "index" and mixer.indexer is not None:
-            return 2.0 * mixer.indexer.heads * mixer.indexer.key_dim
-        return 2.0 * mixer.q_heads * (2 * mixer.latent_dim + mixer.rope_dim)
-    if isinstance(mixer, CompressedAttention):
-        if stream.kind == "index" and mixer.indexer is not None:
-            return 2.0 * mixer.indexer.heads * mixer.indexer.key_dim / mixer.ratio
-        return 4.0 * mixer.q_heads * mixer.vector_dim / stream.tokens_per_entry
-    return 0.0
+    """FLOPs of one query token against one cached token of a stream, all query heads; MLA
+    absorbed. A compressed entry's are shared by the tokens that it stands for."""
+    if stream.kind == "index":
+        packed = mixer.ratio if isinstance(mixer, CompressedAttention) else 1
+        return index_pair_flops(mixer) / packed
+    return pair_flops(mixer, absorbed=True) / stream.tokens_per_entry
 
 
 def attention_operations(

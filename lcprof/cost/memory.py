@@ -8,7 +8,7 @@ from typing import Generic
 from msgspec import Struct
 
 from lcprof.cost.operation import ACTIVATION_BYTES
-from lcprof.cost.sharding import Stage, cut_share, kv_share, matrix_share, stages
+from lcprof.cost.sharding import Stage, cut_share, kv_share, matrix_share, rank_sequences, stages
 from lcprof.cost.weights import stage_rank_bytes
 from lcprof.domain.deployment import Deployment
 from lcprof.domain.kv import KvStrategy
@@ -109,23 +109,19 @@ def stage_memory(
     content: StageContent, deployment: Deployment, kv: KvStrategy, workload: Workload[Num]
 ) -> Memory[Num]:
     """Memory of the fullest GPU of one pipeline stage."""
-    sequences: Num = ceil(workload.concurrency / deployment.dp)
+    sequences: Num = rank_sequences(workload.concurrency, deployment)
     state = sequences * content.state_bytes
     zero = workload.context_tokens * 0.0
     needed, reserved, reading = zero, zero, zero
-    new_tokens = workload.context_tokens - workload.prefix_tokens
     for stream, count in content.streams:
-        each, paged = _stream_bytes(stream, deployment, kv, workload, sequences)
+        each, paged = stream_bytes(stream, deployment, kv, workload)
         needed = needed + each * count
         reserved = reserved + paged * count
-        late: Num | None = kv.late_tokens(stream, workload.context_tokens)
+        late: Num | None = late_bytes(stream, count, deployment, kv, workload)
         if late is not None:
-            rate = kv.bytes_per_token(stream) * kv_share(stream, deployment)
-            layers = choose(new_tokens <= workload.chunk_tokens, 1.0, float(count))
-            reading = reading + late * layers * rate
+            reading = reading + late
     here = 1.0 - kv.host_fraction()
-    chunk: Num = smaller(new_tokens, workload.chunk_tokens) / deployment.cp
-    chunk = larger(chunk, sequences)
+    chunk: Num = step_tokens(deployment, workload)
     weights = zero + content.weights_bytes
     runtime = zero + runtime_bytes(deployment)
     activation = chunk * (content.token_elements * ACTIVATION_BYTES)
@@ -153,24 +149,49 @@ def final_tokens(workload: Workload[Num]) -> Num:
     return workload.context_tokens + (workload.output_tokens - 1.0)
 
 
-def _stream_bytes(
-    stream: Stream,
-    deployment: Deployment,
-    kv: KvStrategy,
-    workload: Workload[Num],
-    sequences: Num,
+def step_tokens(deployment: Deployment, workload: Workload[Num]) -> Num:
+    """The most tokens that one step puts through a rank: of a prefill's chunk, or one of each
+    sequence."""
+    chunk: Num = smaller(workload.new_tokens, workload.chunk_tokens) / deployment.cp
+    tokens: Num = larger(chunk, rank_sequences(workload.concurrency, deployment))
+    return tokens
+
+
+def page_tokens(deployment: Deployment) -> float:
+    """Tokens of a page over all ranks that share a cache's tokens."""
+    return float(deployment.page_tokens * deployment.dcp * deployment.cp)
+
+
+def late_bytes(
+    stream: Stream, layers: int, deployment: Deployment, kv: KvStrategy, workload: Workload[Num]
+) -> Num | None:
+    """Bytes of a stream that a prompt holds on a rank only until it has been read, host memory
+    included: in all `layers` when prefill is chunked, in one at a time when it is not. None where
+    the strategy drops nothing that late."""
+    late: Num | None = kv.late_tokens(stream, workload.context_tokens)
+    if late is None:
+        return None
+    rate = kv.bytes_per_token(stream) * kv_share(stream, deployment)
+    held: Num = choose(workload.new_tokens <= workload.chunk_tokens, 1.0, float(layers))
+    return late * held * rate
+
+
+def stream_bytes(
+    stream: Stream, deployment: Deployment, kv: KvStrategy, workload: Workload[Num]
 ) -> tuple[Num, Num]:
-    """Bytes of a stream for all sequences of a rank: what tokens need, and whole pages.
+    """Bytes of a stream in one layer for all sequences of a rank, host memory included: what tokens
+    need, and whole pages.
 
     A prefix that all prompts share is stored once where nothing of it is dropped.
     """
+    sequences: Num = rank_sequences(workload.concurrency, deployment)
     tokens = final_tokens(workload)
     decoded = workload.output_tokens - 1.0
     share = kv_share(stream, deployment)
     stored: Num = kv.stored_tokens(stream, tokens, decoded)
     each: Num = kv.stored_bytes(stream, tokens, decoded)
     rate = kv.bytes_per_token(stream)
-    page = float(deployment.page_tokens * deployment.dcp * deployment.cp)
+    page = page_tokens(deployment)
     pages: Num = ceil(stored / page)
     paged: Num = kv.held_bytes(stream, pages * page)
     needed, reserved = sequences * each, sequences * paged
@@ -218,7 +239,7 @@ def _routed(ffn: FeedForward, hidden: int, deployment: Deployment) -> float:
     if not ffn.experts:
         return 0.0
     between = sum(m.inputs if m.closes else m.outputs for m in ffn.expert)
-    across = deployment.tp * deployment.dp // deployment.ep
+    across = deployment.expert_cuts
     copies = ffn.experts_per_token * deployment.dp * cut_share(ffn.experts, deployment.ep)
     return copies * (between / across + 2.0 * hidden)
 

@@ -1,12 +1,45 @@
-"""How many query-key pairs causal attention visits, exactly, queries right-aligned to keys.
+"""Pairs of a query and a key: how many causal attention visits, exactly, queries right-aligned to
+keys, and the FLOPs of one.
 
-`start` tokens are cached before the `tokens` new ones. Each count is a difference of one running
-sum, so it adds up over prefill chunks. Sums of whole numbers below 2^53 are exact in float64.
+`start` tokens are cached before the `tokens` new ones. Counts add up over prefill chunks. Sums of
+whole numbers below 2^53 are exact in float64.
 """
 
 from __future__ import annotations
 
-from lcprof.num import Num, ceil, floor, smaller
+from lcprof.domain.model import CompressedAttention, GroupedAttention, LatentAttention, Mixer
+from lcprof.num import Num, ceil, floor, larger, smaller
+
+
+def pair_flops(mixer: Mixer | None, *, absorbed: bool = False) -> float:
+    """FLOPs of a query and a key that it sees, all query heads of a layer: 2·heads·(k + v), the
+    4·heads·head_dim of FlashAttention-2 (arXiv:2307.08691, section 4.1) for unequal K and V.
+
+    MLA in its own heads (192 + 128 elements in DeepSeek-V3), or `absorbed` into its latents
+    (576 + 512; arXiv:2405.04434, section 2.1). Softmax is not counted; 0 without attention.
+    """
+    if isinstance(mixer, GroupedAttention):
+        return 2.0 * mixer.q_heads * (mixer.k_dim + mixer.v_dim)
+    if isinstance(mixer, LatentAttention):
+        if absorbed:
+            return 2.0 * mixer.q_heads * (2 * mixer.latent_dim + mixer.rope_dim)
+        return 2.0 * mixer.q_heads * (mixer.nope_dim + mixer.rope_dim + mixer.v_dim)
+    if isinstance(mixer, CompressedAttention):
+        return 4.0 * mixer.q_heads * mixer.vector_dim
+    return 0.0
+
+
+def index_pair_flops(mixer: Mixer | None) -> float:
+    """FLOPs of scoring a query against an index key, 2·heads·key_dim of the indexer's own heads; 0
+    for a layer that scores none."""
+    if isinstance(mixer, GroupedAttention):
+        selection = mixer.selection
+        return 0.0 if selection is None else 2.0 * selection.heads * selection.key_dim
+    if isinstance(mixer, LatentAttention | CompressedAttention):
+        indexer = mixer.indexer
+        if indexer is not None and indexer.owns_keys:
+            return 2.0 * indexer.heads * indexer.key_dim
+    return 0.0
 
 
 def causal_pairs(start: Num, tokens: Num) -> Num:
@@ -14,10 +47,14 @@ def causal_pairs(start: Num, tokens: Num) -> Num:
     return tokens * (start + tokens) - tokens * (tokens - 1) / 2
 
 
-def capped_pairs(start: Num, tokens: Num, cap_tokens: float) -> Num:
+def capped_pairs(start: Num, tokens: Num, cap_tokens: Num | float) -> Num:
     """Every query sees at most `cap_tokens` (a sliding window, or window and sinks, or the best
-    tokens of a selection): the sum of min(i, cap)."""
-    return _capped(start + tokens, cap_tokens) - _capped(start, cap_tokens)
+    tokens of a selection): the sum of min(i, cap), as if every query saw what the last one does,
+    less what the first ones lack."""
+    seen = smaller(cap_tokens + 0.0, start + tokens)
+    short = smaller(larger(seen - start, 0.0), tokens)
+    pairs: Num = tokens * seen - short * (short - 1.0) / 2.0
+    return pairs
 
 
 def chunked_pairs(start: Num, tokens: Num, chunk_tokens: float) -> Num:
@@ -29,12 +66,6 @@ def compressed_pairs(start: Num, tokens: Num, ratio: float, cap_entries: float |
     """Every query sees one entry for each `ratio` tokens before it that are complete, at most
     `cap_entries` of them: the sum of min(floor(i / ratio), cap)."""
     return _compressed(start + tokens, ratio, cap_entries) - _compressed(start, ratio, cap_entries)
-
-
-def _capped(position: Num, cap: float) -> Num:
-    rising = smaller(position, cap)
-    total: Num = rising * (rising + 1) / 2 + (position - rising) * cap
-    return total
 
 
 def _chunked(position: Num, chunk: float) -> Num:

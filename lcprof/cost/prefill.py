@@ -15,6 +15,8 @@ from lcprof.cost.pairs import (
     chunk_ends,
     chunked_pairs,
     compressed_pairs,
+    index_pair_flops,
+    pair_flops,
 )
 from lcprof.cost.sharding import cut_share, kv_share
 from lcprof.domain.deployment import Deployment
@@ -30,6 +32,7 @@ from lcprof.domain.model import (
     ModelShape,
     RecurrentState,
 )
+from lcprof.domain.workload import Workload
 from lcprof.num import Num, larger, smaller
 
 
@@ -42,40 +45,48 @@ class Span(Struct, Generic[Num], frozen=True, kw_only=True):
     chunk_tokens: float
     groups: float = 1.0
 
+    @staticmethod
+    def of(workload: Workload[Num]) -> Span[Num]:
+        """What a request's prefill computes: the prompt beyond the shared prefix."""
+        return Span(
+            start=workload.context_tokens * 0.0 + workload.prefix_tokens,
+            tokens=workload.new_tokens,
+            chunk_tokens=workload.chunk_tokens,
+        )
+
+    @property
+    def steps(self) -> Num:
+        """Chunks that it takes, one at least."""
+        steps: Num = larger(chunk_count(self.tokens, self.chunk_tokens), 1.0)
+        return steps
+
+    def bubble(self, stages: int) -> Num:
+        """How many times longer than its slowest stage's work a pipeline takes, since it has to
+        fill: (chunks + stages - 1) / chunks (GPipe, arXiv:1811.06965, section 2.3)."""
+        steps: Num = self.steps
+        return (steps + (stages - 1.0)) / steps
+
 
 def attention_flops(mixer: Mixer | None, sight: Sight | None, span: Span[Num]) -> Num:
-    """FLOPs of attention in one layer: 4·heads·head_dim a visible pair, generalised to unequal
-    K and V widths as 2·heads·(k + v); index scores included; a recurrence's own FLOPs for
-    recurrent layers. Softmax itself is not counted (the convention of FlashAttention's figures).
+    """FLOPs of attention in one layer: visible pairs times `pair_flops`; index scores included; a
+    recurrence's own FLOPs for recurrent layers.
 
-    MLA is counted un-absorbed (192/128 in DeepSeek-V3), which is the cheaper form for prefill,
-    unless an indexer selects tokens: sparse kernels run the absorbed form.
+    MLA is counted un-absorbed, which is the cheaper form for prefill, unless an indexer selects
+    tokens: sparse kernels run the absorbed form.
     """
     start, tokens = span.start, span.tokens
-    if isinstance(mixer, GroupedAttention):
-        width = 2.0 * mixer.q_heads * (mixer.k_dim + mixer.v_dim)
-        flops = grouped_pairs(mixer, sight, span) * width
-        if mixer.selection is not None:
-            index = 2.0 * mixer.selection.heads * mixer.selection.key_dim
-            flops = flops + causal_pairs(start, tokens) * index
-        return flops
-    if isinstance(mixer, LatentAttention):
-        cap = _sight_cap(sight)
-        if mixer.indexer is None:
-            width = 2.0 * mixer.q_heads * (mixer.nope_dim + mixer.rope_dim + mixer.v_dim)
-            return _pairs(span, cap) * width
-        absorbed = 2.0 * mixer.q_heads * (2 * mixer.latent_dim + mixer.rope_dim)
-        top = float(mixer.indexer.top_tokens)
-        flops = _pairs(span, top if cap is None else min(top, cap)) * absorbed
-        if mixer.indexer.owns_keys:
-            index = 2.0 * mixer.indexer.heads * mixer.indexer.key_dim
-            flops = flops + causal_pairs(start, tokens) * index
-        return flops
-    if isinstance(mixer, CompressedAttention):
-        return _compressed_flops(mixer, span)
     if isinstance(mixer, RecurrentState):
         return tokens * float(mixer.flops_per_token)
-    return tokens * 0.0
+    if isinstance(mixer, CompressedAttention):
+        return _compressed_flops(mixer, span)
+    if isinstance(mixer, GroupedAttention):
+        flops = grouped_pairs(mixer, sight, span) * pair_flops(mixer)
+    elif isinstance(mixer, LatentAttention):
+        sparse = mixer.indexer is not None
+        flops = latent_pairs(mixer, sight, span) * pair_flops(mixer, absorbed=sparse)
+    else:
+        return tokens * 0.0
+    return flops + causal_pairs(start, tokens) * index_pair_flops(mixer)
 
 
 def grouped_pairs(mixer: GroupedAttention, sight: Sight | None, span: Span[Num]) -> Num:
@@ -83,56 +94,55 @@ def grouped_pairs(mixer: GroupedAttention, sight: Sight | None, span: Span[Num])
     the strategy's sight, whichever is narrower."""
     if mixer.chunk_tokens is not None:
         pairs: Num = chunked_pairs(span.start, span.tokens, float(mixer.chunk_tokens))
-        limited = _sight_cap(sight)
-        if limited is not None:
-            pairs = smaller(pairs, capped_pairs(span.start, span.tokens, limited))
+        for cap in _sight_caps(sight):
+            pairs = smaller(pairs, capped_pairs(span.start, span.tokens, cap))
         return pairs
-    caps = [cap for cap in (_sight_cap(sight), _own_cap(mixer)) if cap is not None]
-    return _pairs(span, min(caps) if caps else None)
+    return _pairs(span, [*_sight_caps(sight), *_own_caps(mixer)])
 
 
-def _own_cap(mixer: GroupedAttention) -> float | None:
+def latent_pairs(mixer: LatentAttention, sight: Sight | None, span: Span[Num]) -> Num:
+    """Visible pairs of latent attention under the indexer's choice and the strategy's sight."""
+    caps = _sight_caps(sight)
+    if mixer.indexer is not None:
+        caps.append(float(mixer.indexer.top_tokens))
+    return _pairs(span, caps)
+
+
+def _own_caps(mixer: GroupedAttention) -> list[float]:
     if mixer.window_tokens is not None:
-        return float(mixer.window_tokens)
+        return [float(mixer.window_tokens)]
     if mixer.selection is not None:
-        return float(mixer.selection.block_tokens * mixer.selection.top_blocks)
-    return None
+        return [float(mixer.selection.block_tokens * mixer.selection.top_blocks)]
+    return []
 
 
-def _sight_cap(sight: Sight | None) -> float | None:
-    return None if sight is None else float(sight.window_tokens + sight.sink_tokens)
+def _sight_caps(sight: Sight | None) -> list[float]:
+    return [] if sight is None else [float(sight.tokens)]
 
 
-def _pairs(span: Span[Num], cap: float | None) -> Num:
-    if cap is None:
+def _pairs(span: Span[Num], caps: list[float]) -> Num:
+    if not caps:
         return causal_pairs(span.start, span.tokens)
-    return capped_pairs(span.start, span.tokens, cap)
+    return capped_pairs(span.start, span.tokens, min(caps))
 
 
 def _compressed_flops(mixer: CompressedAttention, span: Span[Num]) -> Num:
-    width = 2.0 * mixer.q_heads * 2 * mixer.vector_dim
-    flops = capped_pairs(span.start, span.tokens, float(mixer.window_tokens)) * width
+    pairs = capped_pairs(span.start, span.tokens, float(mixer.window_tokens))
+    flops = pairs * pair_flops(mixer)
     if mixer.ratio == 0:
         return flops
     top = float(mixer.indexer.top_tokens) if mixer.indexer else None
     ratio = float(mixer.ratio)
-    flops = flops + compressed_pairs(span.start, span.tokens, ratio, top) * width
-    if mixer.indexer is not None and mixer.indexer.owns_keys:
-        index = 2.0 * mixer.indexer.heads * mixer.indexer.key_dim
-        flops = flops + compressed_pairs(span.start, span.tokens, ratio, None) * index
-    return flops
+    entries: Num = compressed_pairs(span.start, span.tokens, ratio, top)
+    scored: Num = compressed_pairs(span.start, span.tokens, ratio, None)
+    return flops + entries * pair_flops(mixer) + scored * index_pair_flops(mixer)
 
 
 def naive_attention_flops(mixer: Mixer | None, span: Span[Num]) -> Num:
     """FLOPs of attention that fills the whole rectangle of scores and masks it afterwards."""
-    square = span.tokens * (span.start + span.tokens)
-    if isinstance(mixer, GroupedAttention):
-        return square * (2.0 * mixer.q_heads * (mixer.k_dim + mixer.v_dim))
-    if isinstance(mixer, LatentAttention):
-        return square * (2.0 * mixer.q_heads * (mixer.nope_dim + mixer.rope_dim + mixer.v_dim))
-    if isinstance(mixer, CompressedAttention):
-        return square * (4.0 * mixer.q_heads * mixer.vector_dim)
-    return attention_flops(mixer, None, span)
+    if isinstance(mixer, RecurrentState):
+        return attention_flops(mixer, None, span)
+    return span.tokens * (span.start + span.tokens) * pair_flops(mixer)
 
 
 def score_bytes(mixer: Mixer | None, span: Span[Num]) -> Num:
@@ -215,9 +225,7 @@ def _stream_cap(stream: Stream, sight: Sight | None) -> float | None:
     if stream.kind == "index":
         return None
     caps = [float(stream.cap_tokens)] if stream.cap_tokens else []
-    limited = _sight_cap(sight)
-    if limited is not None:
-        caps.append(limited)
+    caps += _sight_caps(sight)
     return min(caps) if caps else None
 
 
@@ -263,13 +271,12 @@ def prefill_operations(
     model: ModelShape, group: LayerGroup, deployment: Deployment, kv: KvStrategy, span: Span[Num]
 ) -> list[Operation[Num]]:
     """All the work of one layer of a group in a prefill."""
-    steps: Num = larger(chunk_count(span.tokens, span.chunk_tokens), 1.0)
     rank_tokens = span.tokens / deployment.cp
     batch: Batch[Num] = Batch(
         tokens=span.tokens,
         rank_tokens=rank_tokens,
         expert_tokens=rank_tokens * span.groups,
-        steps=steps,
+        steps=span.steps,
     )
     shared = layer_operations(model, group, deployment, batch)
     return shared + attention_operations(group, deployment, kv, span)

@@ -15,7 +15,7 @@ from lcprof.domain.deployment import Deployment
 from lcprof.domain.kv.stream import Stream
 from lcprof.domain.model import FeedForward, LayerGroup, Matrix, ModelShape
 from lcprof.domain.weights import WeightFormat
-from lcprof.num import ceil_div
+from lcprof.num import Num, ceil, ceil_div
 
 
 def cut_share(pieces: int, ranks: int) -> float:
@@ -33,13 +33,18 @@ def matrix_share(matrix: Matrix, ranks: int) -> float:
 def expert_share(ffn: FeedForward, deployment: Deployment) -> float:
     """The fullest rank's share of the routed experts: whole experts over `ep` ranks, their width
     over the tp·dp / ep ranks that are left."""
-    across = deployment.tp * deployment.dp // deployment.ep
-    return cut_share(ffn.experts, deployment.ep) / across
+    return cut_share(ffn.experts, deployment.ep) / deployment.expert_cuts
 
 
 def kv_share(stream: Stream, deployment: Deployment) -> float:
     """The fullest rank's share of a stream: whole heads over tp, tokens over dcp · cp."""
     return cut_share(stream.heads, deployment.tp) / (deployment.dcp * deployment.cp)
+
+
+def rank_sequences(sequences: Num, deployment: Deployment) -> Num:
+    """Sequences on the fullest group of data-parallel attention."""
+    each: Num = ceil(sequences / deployment.dp)
+    return each
 
 
 def stored_format(matrix: Matrix, deployment: Deployment) -> WeightFormat:

@@ -40,35 +40,49 @@ class StageTotals(Struct, Generic[Num], frozen=True, kw_only=True):
     link_bytes: Num
     host_bytes: Num
 
-    def floor_s(self, gpu: Gpu) -> Num:
-        """The largest of arithmetic at the peak of its dtype, HBM traffic, messages and host
-        reads, each at its data-sheet rate. Matrix and vector units run side by side."""
+    def floors_s(self, gpu: Gpu) -> dict[str, Num]:
+        """Seconds of arithmetic at the peak of its dtype, of HBM traffic, messages and host reads,
+        each at its data-sheet rate. Matrix and vector units run side by side."""
         matrix_s = self.read_bytes * 0.0
-        floor_s: Num = (self.read_bytes + self.write_bytes) / gpu.bandwidth_bytes_per_s
+        vector_s = matrix_s
         for compute, flops in self.compute_flops:
             if compute == "vector":
-                floor_s = larger(floor_s, flops / gpu.flops_per_s(VECTOR_COMPUTE))
+                vector_s = vector_s + flops / gpu.flops_per_s(VECTOR_COMPUTE)
             else:
                 matrix_s = matrix_s + flops / gpu.flops_per_s(compute)
-        floor_s = larger(floor_s, matrix_s)
+        hbm_s: Num = (self.read_bytes + self.write_bytes) / gpu.bandwidth_bytes_per_s
+        floors = {"HBM traffic": hbm_s, "vector units": vector_s, "matrix units": matrix_s}
         link_rate = gpu.link_bytes_per_s or gpu.pcie_bytes_per_s
         if link_rate:
-            floor_s = larger(floor_s, self.link_bytes / link_rate)
+            floors["messages"] = self.link_bytes / link_rate
         if gpu.pcie_bytes_per_s:
-            floor_s = larger(floor_s, self.host_bytes / gpu.pcie_bytes_per_s)
+            floors["host reads"] = self.host_bytes / gpu.pcie_bytes_per_s
+        return floors
+
+    def floor_s(self, gpu: Gpu) -> Num:
+        """The largest of `floors_s`: everything overlaps."""
+        floor_s, *others = self.floors_s(gpu).values()
+        for other in others:
+            floor_s = larger(floor_s, other)
         return floor_s
 
 
 class Work(Struct, Generic[Num], frozen=True, kw_only=True):
-    """All operations of a step or a prefill, and what they sum to in each pipeline stage."""
+    """All operations of a step or a prefill by pipeline stage, and what they sum to in each."""
 
-    whole: tuple[Share[Num], ...]
+    parts: tuple[tuple[Share[Num], ...], ...]
     stages: tuple[StageTotals[Num], ...]
+
+    @property
+    def whole(self) -> tuple[Share[Num], ...]:
+        """All operations, stage by stage."""
+        return tuple(part for stage in self.parts for part in stage)
 
     def flops(self, *names: str) -> Num:
         """The whole model's FLOPs, or those of the operations named."""
-        chosen = [s for s in self.whole if not names or s.operation.name in names]
-        total = self.whole[0].operation.flops * 0.0
+        whole = self.whole
+        chosen = [s for s in whole if not names or s.operation.name in names]
+        total = whole[0].operation.flops * 0.0
         for part in chosen:
             total = total + part.operation.flops * part.count
         return total
@@ -125,7 +139,7 @@ def _gather(
             parts.append(Share(operation=logits, count=1))
         cut.append(tuple(parts))
     return Work(
-        whole=tuple(part for stage in cut for part in stage),
+        parts=tuple(cut),
         stages=tuple(_totals(stage) for stage in cut),
     )
 
@@ -154,14 +168,14 @@ def decode_work(
     )
 
 
-def prefill_floor_s(work: Work[Num], gpu: Gpu, steps: Num) -> Num:
-    """Floor of a prefill: the slowest stage, kept busy by `steps` chunks, and the bubble of
-    filling the pipeline, (steps + pp - 1) / steps (GPipe, arXiv:1811.06965, section 2.3)."""
+def prefill_floor_s(work: Work[Num], gpu: Gpu, span: prefill.Span[Num]) -> Num:
+    """Floor of a prefill: the slowest stage, kept busy by its chunks, and the bubble of filling the
+    pipeline."""
     floors = [stage.floor_s(gpu) for stage in work.stages]
     slowest = floors[0]
     for floor_s in floors[1:]:
         slowest = larger(slowest, floor_s)
-    return slowest * ((steps + (len(floors) - 1)) / steps)
+    return slowest * span.bubble(len(floors))
 
 
 def decode_floor_s(work: Work[Num], gpu: Gpu) -> Num:

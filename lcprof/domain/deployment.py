@@ -48,6 +48,11 @@ class Deployment(Struct, frozen=True, kw_only=True):
     power_limit_w: float | None = None
 
     @property
+    def expert_cuts(self) -> int:
+        """Ranks that cut the width of a routed expert: what `ep` leaves of tp · dp."""
+        return self.tp * self.dp // self.ep
+
+    @property
     def usd_per_gpu_hour(self) -> float | None:
         """The price given, or else the catalog's; None where neither is known."""
         given = self.price_usd_per_gpu_hour

@@ -23,3 +23,8 @@ class Workload(Struct, Generic[Num], frozen=True, kw_only=True):
     output_tokens: float = 1.0
     prefix_tokens: float = 0.0
     chunk_tokens: float = 8192.0
+
+    @property
+    def new_tokens(self) -> Num:
+        """Tokens of a prompt beyond the shared prefix."""
+        return self.context_tokens - self.prefix_tokens

@@ -262,7 +262,7 @@ def _grouped_prefill(
     """The last chunk of a prompt: its queries see every token before them."""
     kv, sight = _as_computed(case.kv), case.kv.sight()
     window, sinks = mixer.window_tokens or 0, 0
-    if sight is not None and (not window or sight.window_tokens + sight.sink_tokens < window):
+    if sight is not None and (not window or sight.tokens < window):
         window, sinks = sight.window_tokens, sight.sink_tokens
     shape: Entries = {
         "batch": 1,

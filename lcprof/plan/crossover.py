@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from lcprof.cost.decode import Step
 from lcprof.cost.prefill import Span
 from lcprof.cost.total import Work, decode_work, prefill_work
@@ -17,12 +19,8 @@ def attention_crossover_tokens(case: Case) -> float | None:
     model, prefix = remade(case.model, case.kv), case.workload.prefix_tokens
 
     def rest_is_more(tokens: float) -> bool:
-        span: Span[float] = Span(
-            start=prefix,
-            tokens=max(tokens - prefix, 1.0),
-            chunk_tokens=case.workload.chunk_tokens,
-        )
-        work = prefill_work(model, case.deployment, case.kv, span)
+        asked = replace(case.workload, context_tokens=max(tokens, prefix + 1.0))
+        work = prefill_work(model, case.deployment, case.kv, Span.of(asked))
         return 2.0 * work.flops("attention") <= work.flops()
 
     return _bounded(largest(rest_is_more, 0.0))

@@ -10,8 +10,7 @@ from msgspec.structs import replace
 
 from lcprof.cost import prefill
 from lcprof.cost.decode import Step
-from lcprof.cost.memory import Memory, memory, stage_contents
-from lcprof.cost.pairs import chunk_count
+from lcprof.cost.memory import Memory, StageContent, memory, stage_contents
 from lcprof.cost.sharding import kv_share
 from lcprof.cost.total import (
     Work,
@@ -123,11 +122,22 @@ def rank_token_bytes(model: ModelShape, deployment: Deployment, kv: KvStrategy) 
     fullest = 0.0
     for content in stage_contents(model, deployment):
         here = 0.0
-        for stream, layers in content.streams:
-            if stream.cap_tokens is None or not stream.companion:
-                here += layers * kv.bytes_per_token(stream) * kv_share(stream, deployment)
+        for _, each in stage_token_bytes(content, deployment, kv):
+            here += each
         fullest = max(fullest, here)
     return fullest
+
+
+def stage_token_bytes(
+    content: StageContent, deployment: Deployment, kv: KvStrategy
+) -> list[tuple[Stream, float]]:
+    """Bytes that one token takes on the fullest GPU of a stage, stream by stream over the layers
+    that have it."""
+    return [
+        (stream, layers * kv.bytes_per_token(stream) * kv_share(stream, deployment))
+        for stream, layers in content.streams
+        if stream.cap_tokens is None or not stream.companion
+    ]
 
 
 def token_bytes(model: ModelShape, kv: KvStrategy) -> TokenBytes:
@@ -182,11 +192,7 @@ def count(
     """Bytes and FLOPs of a workload. A what-if strategy remakes the model first."""
     model = remade(model, kv)
     held: Memory[Num] = memory(model, deployment, kv, workload)
-    span: prefill.Span[Num] = prefill.Span(
-        start=workload.context_tokens * 0.0 + workload.prefix_tokens,
-        tokens=workload.context_tokens - workload.prefix_tokens,
-        chunk_tokens=workload.chunk_tokens,
-    )
+    span: prefill.Span[Num] = prefill.Span.of(workload)
     step: Step[Num] = Step(sequences=workload.concurrency, context_tokens=workload.context_tokens)
     first = prefill_work(model, deployment, kv, span)
     each = decode_work(model, deployment, kv, step)
@@ -225,10 +231,9 @@ def estimate(
 def finish(counts: Counts[Num], deployment: Deployment) -> Estimate[Num]:
     """The estimate that counts give on the deployment's GPU. `deployment` must be laid out as the
     one that was counted; only its GPU and utilisation may differ."""
-    held, span, token = counts.held, counts.span, counts.token
+    held, token = counts.held, counts.token
     capacity = capacity_bytes(deployment)
-    steps: Num = larger(chunk_count(span.tokens, span.chunk_tokens), 1.0)
-    ttft_floor_s = prefill_floor_s(counts.prefill, deployment.gpu, steps)
+    ttft_floor_s = prefill_floor_s(counts.prefill, deployment.gpu, counts.span)
     tpot_floor_s = decode_floor_s(counts.in_flight, deployment.gpu)
     return Estimate(
         params=counts.model.params,

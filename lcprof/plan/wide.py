@@ -16,9 +16,9 @@ from msgspec.structs import replace
 from lcprof.cost.expected.whole import Clock
 from lcprof.domain.case import Case
 from lcprof.domain.workload import Workload
+from lcprof.plan.choice import SAFE_LEVEL, risk
 from lcprof.plan.fits import fits_for
 from lcprof.plan.row import Row, plan_cases
-from lcprof.plan.study import SAFE_LEVEL, risk
 from lcprof.plan.sweep import Columns, columns_of, framed
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ RANKED = ("request_usd", "request_s", "tpot_floor_s", "total_bytes_per_gpu")
 class Wide(Struct, frozen=True, kw_only=True):
     """What was planned of `cases` (a kind each) x `contexts` x `sequences`: how many rows, how many
     fit, and `rows`: the first as it was asked for, then the best of each kind and those that rank
-    first of all, in the order of `study.rank`. Without `contexts` each kind has its own."""
+    first of all, in the order of `choice.rank`. Without `contexts` each kind has its own."""
 
     cases: Sequence[Case]
     contexts: Sequence[float]
@@ -120,8 +120,8 @@ def _best(
     sequences: Sequence[float],
     most: int,
 ) -> tuple[int, list[tuple[tuple[Any, ...], int]]]:
-    """How many rows of a kind fit, and the first `most` in the order of `study.rank`, each with its
-    rank and its place on the flattened grid."""
+    """How many rows of a kind fit, and the first `most` in the order of `choice.rank`, each with
+    its rank and its place on the flattened grid."""
     import numpy as np
 
     shape = len(contexts), len(sequences)

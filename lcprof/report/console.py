@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from msgspec import Struct
-
 from lcprof.domain.kv.eviction import H2O, SnapKV
 from lcprof.domain.kv.share import Share
 from lcprof.domain.kv.window import Window
+from lcprof.plan.answers import Answers
+from lcprof.plan.choice import chosen
 from lcprof.plan.estimate import remade
 from lcprof.plan.row import Row
 from lcprof.report.bar import SHADES, bar, flow, legend
@@ -37,29 +37,6 @@ MOST_FACTS = 4
 FLOOR_NOTE = "Floor: data-sheet peaks, perfect overlap."
 
 
-class Offer(Struct, frozen=True, kw_only=True):
-    """Flags to paste after the same command, why one would, and the row that they give."""
-
-    flags: str
-    why: str
-    row: Row
-
-
-class Answers(Struct, frozen=True, kw_only=True):
-    """What a page says of one row besides its columns: `offers` to try, the row with the `fewest`
-    GPUs that fits (None when there is none), what runs out first (`breaks`) when `grows` grows (""
-    for the plan as it is), and the lengths up to which the rest of the model outweighs attention
-    (None for any length)."""
-
-    row: Row
-    offers: Sequence[Offer]
-    fewest: Row | None
-    breaks: str
-    grows: str = ""
-    attention_crossover_tokens: float | None = None
-    kv_crossover_tokens: float | None = None
-
-
 def show_plan(rows: Sequence[Row], answers: Answers, question: str, screen: Screen) -> None:
     """Prints the page of one row, or of several. `answers` are those of `subject(rows)`."""
     page = _one(rows[0], answers, question, screen) if len(rows) == 1 else None
@@ -67,9 +44,9 @@ def show_plan(rows: Sequence[Row], answers: Answers, question: str, screen: Scre
 
 
 def subject(rows: Sequence[Row]) -> Row:
-    """The row that a page's offers are about: the first as it was asked for, if it or all others
-    do not fit; else the best."""
-    return rows[0] if not rows[0].estimate.fits else ranked(rows)[0]
+    """The row that a page's offers are about: the first as it was asked for, if it does not fit;
+    else the one to decide on."""
+    return chosen(rows) if rows[0].estimate.fits else rows[0]
 
 
 def _one(row: Row, answers: Answers, question: str, screen: Screen) -> list[RenderableType]:
@@ -103,7 +80,7 @@ def _several(
         f"{lead}{shorten(row_label(best, names), max(room, 8))}{held}",
     )
     page: list[RenderableType] = [verdict, "", _facts(rows, question), ""]
-    for row in [best] if best is rows[0] else [rows[0], best]:
+    for row in {id(row): row for row in (rows[0], answers.row, best)}.values():
         page += [*_memory(row, screen, row_label(row, names)), ""]
     page += [*table(rows, names, screen.width), Text(_times_note(rows), style="dim")]
     page += [Text(note, style="dim") for note in _strategy_notes(rows)]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lcprof.plan.explain import Explanation, Term
+from lcprof.plan.accounts.account import Term
+from lcprof.plan.explain import Explanation
 from lcprof.plan.row import Row, case_columns
 from lcprof.report.screen import printable
 

@@ -6,9 +6,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from lcprof.plan.answers import Answers
+from lcprof.plan.choice import risk
 from lcprof.plan.row import Row
-from lcprof.plan.study import risk
-from lcprof.report.console import BREAKS, Answers, kernels_of, position_note
+from lcprof.report.console import BREAKS, kernels_of, position_note
 from lcprof.report.html.figures import show
 from lcprof.report.ranked import ranked_table
 

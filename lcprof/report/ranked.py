@@ -5,8 +5,8 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 
+from lcprof.plan.choice import rank, risk
 from lcprof.plan.row import Row
-from lcprof.plan.study import rank, risk
 from lcprof.report.html.figures import NOTHING, head, show
 from lcprof.report.html.record import labels
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shapes import deepseek_v3, grouped
 
 from lcprof.cost.pairs import (
     capped_pairs,
@@ -12,6 +13,8 @@ from lcprof.cost.pairs import (
     chunk_ends,
     chunked_pairs,
     compressed_pairs,
+    index_pair_flops,
+    pair_flops,
 )
 
 starts = st.integers(0, 60)
@@ -21,6 +24,18 @@ counts = st.integers(0, 60)
 def positions(start: int, tokens: int) -> range:
     """1-based positions of the new tokens."""
     return range(start + 1, start + tokens + 1)
+
+
+def test_flops_of_a_pair() -> None:
+    # DeepSeek-V3: 128 heads of 192 + 128 elements, or of 576 + 512 absorbed (arXiv:2405.04434).
+    mla = deepseek_v3().groups[0].mixer
+    assert pair_flops(mla) == 2 * 128 * (192 + 128)
+    assert pair_flops(mla, absorbed=True) == 2 * 128 * (576 + 512)
+    assert index_pair_flops(mla) == 0
+    # 32 heads of 128: 4·heads·head_dim, absorbed or not.
+    assert pair_flops(grouped(4096, 32, 8, 128)) == 4 * 32 * 128
+    assert pair_flops(grouped(4096, 32, 8, 128), absorbed=True) == 4 * 32 * 128
+    assert pair_flops(None) == 0
 
 
 @given(starts, counts)

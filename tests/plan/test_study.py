@@ -13,6 +13,7 @@ from lcprof import plan_scenario
 from lcprof.domain.kv import parse_kv
 from lcprof.domain.kv.strategy import RISKS
 from lcprof.plan import study
+from lcprof.plan.choice import chosen, risk
 from lcprof.plan.row import Row, plan_cases
 from lcprof.scenario.gpus import load_gpu
 
@@ -30,23 +31,23 @@ def row_of(rows: Sequence[Row], spec: str) -> Row:
 
 
 def test_the_choice_keeps_every_token_in_eight_bits(rows: list[Row]) -> None:
-    assert study.chosen(rows).case.kv_spec == "fp8"
+    assert chosen(rows).case.kv_spec == "fp8"
     dropping = [row for row in rows if "window" in row.case.kv_spec]
     assert (
         min(row.estimate.total_bytes_per_gpu for row in dropping)
-        < study.chosen(rows).estimate.total_bytes_per_gpu
+        < chosen(rows).estimate.total_bytes_per_gpu
     )
-    assert study.chosen(dropping) in dropping
+    assert chosen(dropping) in dropping
 
 
 def test_nothing_that_fits_leaves_the_first(rows: list[Row]) -> None:
     failing = [row for row in rows if not row.estimate.fits]
-    assert study.chosen(failing) is failing[0]
+    assert chosen(failing) is failing[0]
 
 
 def test_the_longest_context_comes_before_the_cheapest() -> None:
     rows = plan_scenario(ONE_H200, kv="fp8", context=["128K", "512K", "1M", "4M"])
-    assert study.chosen(rows).case.workload.context_tokens == 2**20
+    assert chosen(rows).case.workload.context_tokens == 2**20
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_the_worst_of_a_chain_is_its_risk(spec: str, level: str) -> None:
 
 def test_narrow_weights_are_a_risk_of_their_own() -> None:
     rows = plan_scenario(ONE_H200, kv="bf16", weights=["checkpoint", "fp8", "int4"])
-    assert [study.risk(row.case).name for row in rows] == ["none", "low", "some"]
+    assert [risk(row.case).name for row in rows] == ["none", "low", "some"]
 
 
 def test_swept_points_are_those_of_plans(rows: list[Row]) -> None:
@@ -133,7 +134,7 @@ def test_nothing_is_timed_where_nothing_was_measured(rows: list[Row]) -> None:
 def test_a_grid_holds_what_its_plans_say() -> None:
     rows = plan_scenario(SCENARIOS / "llama-3.1-70b-128k-8x-h100.yaml")
     gpus = [load_gpu(name, where="test") for name in ("h100-sxm", "h200-sxm")]
-    found = study.grid(rows, study.chosen(rows), gpus)
+    found = study.grid(rows, chosen(rows), gpus)
     assert [place.gpu.name for place in found.deployments] == ["h100-sxm", "h200-sxm"]
     assert len(found.cases) == 4
     size = len(found.cases) * 2 * len(found.contexts)
@@ -160,7 +161,7 @@ def test_a_grid_holds_what_its_plans_say() -> None:
 
 def test_a_grid_stays_within_its_points(rows: list[Row]) -> None:
     names = study.GRID_GPUS
-    found = study.grid(rows, study.chosen(rows), [load_gpu(n, where="test") for n in names])
+    found = study.grid(rows, chosen(rows), [load_gpu(n, where="test") for n in names])
     assert len(found.step["tpot_s"]) <= study.GRID_POINTS
 
 

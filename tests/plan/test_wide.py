@@ -12,8 +12,8 @@ import pytest
 
 from lcprof.cli import main
 from lcprof.flags import Asked, plan_asked
+from lcprof.plan.choice import SAFE_LEVEL, rank, risk
 from lcprof.plan.row import Row
-from lcprof.plan.study import SAFE_LEVEL, rank, risk
 from lcprof.report.export import csv_text
 
 ROOT = Path(__file__).resolve().parent.parent.parent

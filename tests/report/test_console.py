@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 import lcprof
-from lcprof.answers import answers_of
-from lcprof.flags import Asked
+from lcprof.flags import Asked, answers
+from lcprof.plan.choice import chosen
 from lcprof.plan.row import Row, plan_cases
 from lcprof.report.bar import PARTS, bar, cells
 from lcprof.report.console import continued, position_note, show_plan, subject
@@ -43,7 +43,7 @@ def plan(**keys: Any) -> list[Row]:
 def page(rows: list[Row], stream: Pipe | None = None, **environ: str) -> str:
     out = stream or Pipe()
     asked = Asked(rows=rows, question="", measure=Measuring(), keys=frozenset())
-    show_plan(rows, answers_of(subject(rows), asked), "", Screen(out, environ))
+    show_plan(rows, answers(subject(rows), asked), "", Screen(out, environ))
     return out.getvalue()
 
 
@@ -129,6 +129,20 @@ def test_several_rows_are_ranked_by_bytes() -> None:
     table = text[text.index("TPOT") :]
     assert table.index("int4") < table.index("fp8") < table.index("bf16 ")
     assert "Try, in place of kv bf16" in text
+
+
+def test_offers_are_about_the_row_that_a_page_decides_on() -> None:
+    # A window drops tokens and int4 narrows them; both take fewer bytes than fp8.
+    rows = plan(kv=["fp8", "window:tokens=4096,sinks=4", "int4"])
+    assert chosen(rows) is rows[0]
+    assert subject(rows) is rows[0]
+    text = page(rows)
+    assert "least memory: kv window" in text
+    assert "in place of kv window" not in text
+    # What was asked for first and does not fit is what to remedy.
+    rows = plan(kv=["bf16", "int4", "fp8"])
+    assert chosen(rows) is rows[2]
+    assert subject(rows) is rows[0]
 
 
 def test_rows_of_a_varying_number_stay_in_order() -> None:

@@ -15,18 +15,18 @@ from lcprof.calibrate.published import (
     rows_where,
 )
 from lcprof.cost.layer import reached_ranks
+from lcprof.cost.timing.ceilings import TYPICAL_SM_COUNT
 from lcprof.cost.timing.exchange import (
     EXCHANGE,
     ExchangeCall,
     expert_sms,
     large,
 )
+from lcprof.domain.deployment import NODE_GPUS
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-RANKS_PER_NODE = 8
-SM_COUNT = 132
 ELEMENT_BYTES = {"dispatch": 1.0, "combine": 2.0}
 """Tokens travel to the experts in fp8 and back in bf16."""
 
@@ -51,10 +51,10 @@ def batches(frame: DataFrame) -> Batches:
         for step, element_bytes in ELEMENT_BYTES.items():
             if low_latency:
                 copies = column(part, "num_topk")
-                sms = np.array([expert_sms(experts, SM_COUNT) for _, experts in chosen])
+                sms = np.array([expert_sms(experts, TYPICAL_SM_COUNT) for _, experts in chosen])
                 polled = column(part, "num_experts")
             else:
-                copies = np.array([reached_ranks(*pair, RANKS_PER_NODE) for pair in chosen])
+                copies = np.array([reached_ranks(*pair, NODE_GPUS) for pair in chosen])
                 sms = column(part, f"{step}_sms")
                 polled = np.zeros(len(rows))
             call = ExchangeCall(

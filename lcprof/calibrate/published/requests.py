@@ -23,6 +23,7 @@ from lcprof.cost.expected.task import Task, timed
 from lcprof.cost.expected.whole import Clock, prefill_expected
 from lcprof.cost.timing.ceilings import ceilings_of
 from lcprof.cost.timing.prefill_attention import PREFILL_ATTENTION, PrefillAttentionCall
+from lcprof.domain.deployment import NODE_GPUS
 from lcprof.errors import InputError
 from lcprof.plan.estimate import count
 from lcprof.plan.fits import fits_for
@@ -53,7 +54,6 @@ of the group's name."""
 SLOPE_TOKENS = (16384, 131072)
 """The contexts between which a published slope of step time over context was fitted."""
 CONTEXT_PARALLEL = re.compile(r"context parallel", re.IGNORECASE)
-NODE_GPUS = 8
 MOST_SEQUENCES = 4096.0
 CHUNK_TOKENS = 8192
 

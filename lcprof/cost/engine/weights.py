@@ -182,7 +182,7 @@ def _expert_bytes(ffn: FeedForward, deployment: Deployment, flags: EngineFlags) 
     if not ffn.experts:
         return 0.0
     held = ceil_div(ffn.experts, deployment.ep)
-    across = deployment.tp * deployment.dp // deployment.ep
+    across = deployment.expert_cuts
     rising = falling = 0.0
     for matrix in ffn.expert:
         form = stored_format(matrix, deployment)

@@ -128,7 +128,7 @@ def _expert_workspace(deployment: Deployment, stage: Stage, tokens: int) -> floa
 
 
 def _expert_widths(ffn: FeedForward, deployment: Deployment) -> tuple[float, float, float]:
-    across = deployment.tp * deployment.dp // deployment.ep
+    across = deployment.expert_cuts
     down = next(m for m in ffn.expert if m.name == "down")
     rising = [m for m in ffn.expert if m.name != "down"]
     half = ceil_div(down.inputs, across)

@@ -66,7 +66,7 @@ def caps(mixer: GroupedAttention | LatentAttention, kv: KvStrategy) -> list[floa
         found.append(float(mixer.window_tokens))
     sight = kv.sight()
     if sight is not None:
-        found.append(float(sight.window_tokens + sight.sink_tokens))
+        found.append(float(sight.tokens))
     return found
 
 

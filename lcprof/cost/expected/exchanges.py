@@ -21,6 +21,7 @@ from lcprof.cost.expected.kernels import (
 from lcprof.cost.expected.task import Task, UnmeasuredError
 from lcprof.cost.layer import Batch, reached_ranks
 from lcprof.cost.operation import ACTIVATION_BYTES
+from lcprof.cost.timing.ceilings import TYPICAL_SM_COUNT
 from lcprof.cost.timing.collective import (
     COLLECTIVE,
     SWITCHED_RANKS,
@@ -140,7 +141,7 @@ def expert_exchanges(
     if is_on_bus(deployment.gpu, min(deployment.tp * deployment.dp, NODE_GPUS)):
         raise UnmeasuredError("expert parallelism was measured over NVLink alone")
     hidden, top_k, ep = float(model.hidden), ffn.experts_per_token, deployment.ep
-    sm_count = deployment.gpu.sm_count or 132
+    sm_count = deployment.gpu.sm_count or TYPICAL_SM_COUNT
     nodes = int(nodes_of(deployment.gpu, deployment.tp * deployment.dp))
     far = reached_ranks(top_k, ffn.experts, nodes) * (nodes - 1) / nodes
     tasks: list[Task] = []

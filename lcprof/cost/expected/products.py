@@ -91,7 +91,7 @@ def one_product(
 def expert_task(ffn: FeedForward, deployment: Deployment, tokens: Num) -> Task:
     """The routed experts of one GPU when `tokens` tokens reach the layer, spread at random."""
     how = experts(deployment.stack, deployment.gpu, stored_format(ffn.expert[0], deployment))
-    across = deployment.tp * deployment.dp // deployment.ep
+    across = deployment.expert_cuts
     first = ffn.expert[0]
     elements = sum(matrix.params for matrix in ffn.expert)
     # The call counts three matrices an expert; where there are two, narrower ones weigh the same.

@@ -21,7 +21,6 @@ from lcprof.cost.expected.attention import growing_tokens, prompt_tasks, step_ta
 from lcprof.cost.expected.exchanges import stage_exchanges
 from lcprof.cost.expected.passes import Pass, end_tasks, layer_tasks
 from lcprof.cost.expected.task import Fits, Task, Timed, by_operation, either, furthest, timed
-from lcprof.cost.pairs import chunk_count
 from lcprof.cost.prefill import Span
 from lcprof.cost.sharding import Stage, stages
 from lcprof.cost.timing.ceilings import Ceilings, ceilings_of
@@ -154,16 +153,14 @@ def prefill_expected(
     clock: Clock,
 ) -> Expected:
     """A chunked prefill of one sequence: the slowest stage of the pipeline, kept busy by its
-    chunks, and the bubble of filling it, (chunks + pp - 1) / chunks (GPipe, arXiv:1811.06965,
-    section 2.3)."""
+    chunks, and the bubble of filling it."""
     whole = [
         _stage(model, deployment, kv, stage, span, clock) for stage in stages(model, deployment.pp)
     ]
     slowest = whole[0]
     for other in whole[1:]:
         slowest = longer(slowest, other)
-    steps = num.larger(chunk_count(span.tokens, span.chunk_tokens), 1.0)
-    return slowest.scaled((steps + (deployment.pp - 1.0)) / steps)
+    return slowest.scaled(span.bubble(deployment.pp))
 
 
 def longer(a: Expected, b: Expected) -> Expected:

@@ -10,7 +10,7 @@ from msgspec import Struct
 from lcprof import num
 from lcprof.domain.gpu import Gpu
 
-TYPICAL_SM_COUNT = 132.0
+TYPICAL_SM_COUNT = 132
 TYPICAL_L2_BYTES = 50.0 * 2**20
 TYPICAL_CLOCK_HZ = 1.8e9
 TYPICAL_HOST_BYTES_PER_S = 32e9

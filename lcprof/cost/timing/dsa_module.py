@@ -12,6 +12,7 @@ from typing import Any
 from msgspec import Struct
 
 from lcprof import num
+from lcprof.cost.pairs import capped_pairs, causal_pairs
 from lcprof.cost.timing.ceilings import Ceilings
 from lcprof.cost.timing.family import Family
 from lcprof.cost.timing.latent import PROJECTION_PARAMETERS, LatentShape, projection_seconds
@@ -97,17 +98,12 @@ class DsaModuleCall(Struct, frozen=True, kw_only=True):
 
 def scored_pairs(call: DsaModuleCall) -> Any:
     """Pairs of a query and an earlier token, over all sequences."""
-    keys = call.query_tokens + call.prefix_tokens
-    triangle = call.query_tokens * (call.query_tokens - 1.0) / 2.0
-    return call.batch * (call.query_tokens * keys - triangle)
+    return call.batch * causal_pairs(call.prefix_tokens, call.query_tokens)
 
 
 def selected_pairs(call: DsaModuleCall) -> Any:
     """Pairs of a query and a token it attends to."""
-    free = num.smaller(num.larger(SELECTED_TOKENS - call.prefix_tokens, 0.0), call.query_tokens)
-    # The first `free` queries see fewer tokens than are selected.
-    short = free * call.prefix_tokens + free * (free + 1.0) / 2.0
-    return call.batch * (short + (call.query_tokens - free) * SELECTED_TOKENS)
+    return call.batch * capped_pairs(call.prefix_tokens, call.query_tokens, SELECTED_TOKENS)
 
 
 def seconds(call: DsaModuleCall, ceilings: Ceilings, parameters: Mapping[str, float]) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 from msgspec import Struct
 
 from lcprof import num
+from lcprof.cost.pairs import capped_pairs, causal_pairs
 from lcprof.cost.timing.ceilings import Ceilings
 from lcprof.cost.timing.family import Family
 from lcprof.domain.calibration import Parameter
@@ -137,12 +138,9 @@ class PrefillAttentionCall(Struct, frozen=True, kw_only=True):
 def pairs(call: PrefillAttentionCall) -> Any:
     """Pairs of a query and a key it sees, in one head of one sequence."""
     queries, keys = call.query_tokens, call.query_tokens + call.prefix_tokens
-    lower = queries * keys - queries * (queries - 1.0) / 2.0
+    lower = causal_pairs(call.prefix_tokens, queries)
     seen = call.causal * lower + (1.0 - call.causal) * queries * keys
-    window = num.smaller(call.window_tokens + 0.0, keys)
-    # Queries before the window is full see fewer keys than it holds.
-    short = num.smaller(num.larger(window - call.prefix_tokens, 0.0), queries)
-    windowed = queries * window - short * (short - 1.0) / 2.0
+    windowed = capped_pairs(call.prefix_tokens, queries, call.window_tokens)
     return num.choose(call.window_tokens > 0, windowed, seen)
 
 

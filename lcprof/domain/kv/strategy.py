@@ -20,6 +20,11 @@ class Sight(Struct, frozen=True, kw_only=True):
     window_tokens: int
     sink_tokens: int
 
+    @property
+    def tokens(self) -> int:
+        """The most that a query sees."""
+        return self.window_tokens + self.sink_tokens
+
 
 class ExtraWork(Struct, frozen=True, kw_only=True):
     """Vector FLOPs that a strategy adds, and the dtype-free counts they come from.

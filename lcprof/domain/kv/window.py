@@ -40,19 +40,21 @@ class Window(KvStrategy, frozen=True, kw_only=True):
         inner: Num = self.wrapped().stored_tokens(stream, context_tokens, decoded_tokens)
         if stream.kind == "index":
             return inner
-        kept: Num = smaller(inner, float(self.tokens + self.sinks))
-        return kept
+        return self._within(inner)
 
     def late_tokens(self, stream: Stream, context_tokens: Num) -> Num | None:
         late: Num | None = self.wrapped().late_tokens(stream, context_tokens)
         if late is None or stream.kind == "index":
             return late
-        within: Num = smaller(late, float(self.tokens + self.sinks))
-        return within
+        return self._within(late)
 
     def read_tokens(self, stream: Stream, context_tokens: Num, decoded_tokens: float = 0) -> Num:
         inner: Num = self.wrapped().read_tokens(stream, context_tokens, decoded_tokens)
         if stream.kind == "index":
             return inner
-        read: Num = smaller(inner, float(self.tokens + self.sinks))
-        return read
+        return self._within(inner)
+
+    def _within(self, tokens: Num) -> Num:
+        """What of `tokens` is kept."""
+        kept: Num = smaller(tokens, float(self.tokens + self.sinks))
+        return kept

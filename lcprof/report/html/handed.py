@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from lcprof.plan.choice import chosen
 from lcprof.plan.row import Row
-from lcprof.plan.study import chosen
 from lcprof.report.html.charts import DRAWINGS, drawn
 from lcprof.report.html.figures import show
 from lcprof.report.html.markup import Markup

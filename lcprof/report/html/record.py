@@ -23,10 +23,12 @@ from lcprof.domain.case import Case
 from lcprof.domain.gpu import Gpu
 from lcprof.errors import InputError
 from lcprof.plan import study
+from lcprof.plan.answers import Answers
+from lcprof.plan.choice import rank, risk
 from lcprof.plan.fits import power_for
 from lcprof.plan.row import Row
 from lcprof.report.bar import PARTS
-from lcprof.report.console import BREAKS, Answers, kernels_of, position_note
+from lcprof.report.console import BREAKS, kernels_of, position_note
 from lcprof.report.export import csv_table, records
 from lcprof.report.screen import printable, shorten
 from lcprof.report.table import HEADS, abbreviated, shown, varying
@@ -70,7 +72,7 @@ def record_of(
     gpus: Iterable[Gpu],
     asked: About,
 ) -> dict[str, Any]:
-    """The record of a plan's page. `answers` and `engines` are those of `study.chosen(rows)`,
+    """The record of a plan's page. `answers` and `engines` are those of `choice.chosen(rows)`,
     `gpus` what the sliders may choose from."""
     row = answers.row
     kept = _first(rows, row)
@@ -210,17 +212,17 @@ def _first(rows: Sequence[Row], row: Row) -> list[Row]:
     others = [each for each in rows[1:] if each is not row]
     room = MOST_ROWS - len(named)
     if len(others) <= room:
-        return [*named, *sorted(others, key=study.rank)]
+        return [*named, *sorted(others, key=rank)]
     best: dict[Any, Row] = {}
     for each in others:
         kind = study.kind(each.case)
-        if kind not in best or study.rank(each) < study.rank(best[kind]):
+        if kind not in best or rank(each) < rank(best[kind]):
             best[kind] = each
-    leading = heapq.nsmallest(room // 2, best.values(), key=study.rank)
+    leading = heapq.nsmallest(room // 2, best.values(), key=rank)
     kept = {id(each) for each in leading}
     rest = (each for each in others if id(each) not in kept)
-    filled = [*leading, *heapq.nsmallest(room - len(leading), rest, key=study.rank)]
-    return [*named, *sorted(filled, key=study.rank)]
+    filled = [*leading, *heapq.nsmallest(room - len(leading), rest, key=rank)]
+    return [*named, *sorted(filled, key=rank)]
 
 
 def labels(rows: Sequence[Row]) -> list[str]:
@@ -287,7 +289,7 @@ def _about(rows: Sequence[Row], kept: Sequence[Row], row: Row, asked: About) -> 
 def _rows(rows: Sequence[Row], names: Sequence[str]) -> Table:
     lines = []
     for row, label, columns in zip(rows, names, records(rows), strict=True):
-        worst = study.risk(row.case)
+        worst = risk(row.case)
         limits = {} if row.estimate.fits else {"limited_by": BREAKS[row.estimate.limited_by]}
         extra = {"risk": worst.name, "risk_why": worst.why, "risk_source": worst.source}
         lines.append({"label": label, **extra, **columns, **limits})

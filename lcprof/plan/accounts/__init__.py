@@ -1,0 +1,1 @@
+"""What every computed column of a plan comes from."""
