@@ -70,14 +70,15 @@ def axis_options(command: F) -> F:
 
 class Asked(Struct, frozen=True, kw_only=True):
     """The rows that file and flags ask for, the file's question, note and `measure` block, and the
-    scenario keys given. Of more rows than are held, `wide` has planned all and `rows` are those it
-    kept."""
+    scenario keys given, `flagged` those among them that flags gave. Of more rows than are held,
+    `wide` has planned all and `rows` are those it kept."""
 
     rows: list[Row]
     question: str
     note: str = ""
     measure: Measuring
     keys: frozenset[str]
+    flagged: frozenset[str] = frozenset()
     wide: Wide | None = None
 
     @property
@@ -123,7 +124,8 @@ def plan_asked(
 
     try:
         read = read_scenario(data, where=where, places=places, base=base, most=most)
-        return replace(_planned(read, expanded), keys=frozenset(data))
+        found = _planned(read, expanded)
+        return replace(found, keys=frozenset(data), flagged=frozenset(changes))
     except InputError as error:
         raise InputError(map(_with_flag, error.faults)) from None
 
@@ -162,7 +164,10 @@ def answers(row: Row, asked: Asked) -> Answers:
     pasted."""
     from lcprof.plan.answers import answers_of
 
-    return answers_of(row, lambda offer: _flags(offer, row, asked))
+    found = answers_of(row, lambda offer: _flags(offer, row, asked))
+    offered = {word for offer in found.offers for word in offer.flags.split()}
+    again = (flag_of(key) for key in AXES if key in asked.flagged)
+    return replace(found, again=tuple(flag for flag in again if flag in offered))
 
 
 def _flags(offer: Row, row: Row, asked: Asked) -> str:

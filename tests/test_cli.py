@@ -360,6 +360,23 @@ def test_every_offer_keeps_its_word(path: Path, capsys: Output) -> None:
         assert row["fits"] == (verdict == "fits"), flags
 
 
+def test_offers_say_which_flags_they_replace(capsys: Output) -> None:
+    given = {"--model": "kimi-k2", "--gpu": "h200-sxm", "--gpus": "16", "--tp": "16",
+             "--context": "128K", "--concurrency": "100"}  # fmt: skip
+    assert main(["plan", *(word for pair in given.items() for word in pair)]) == 3
+    page = capsys.readouterr().out.partition("\nTry ")[2]
+    head, _, text = page.partition("\n")
+    assert "instead of the one given" in head
+    offers = re.findall(r"^  (--.*?)  +fits", text.replace("\\\n", " "), re.MULTILINE)
+    assert offers
+    for offer in offers:
+        words = shlex.split(offer)
+        changed = given | dict(zip(words[::2], words[1::2], strict=True))
+        assert all(flag in head for flag in words[::2] if flag in given)
+        (row,) = rows(capsys, ["plan", *(word for pair in changed.items() for word in pair)])
+        assert row["fits"], offer
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_the_page_survives_any_encoding(encoding: str) -> None:
     written = subprocess.run(

@@ -23,7 +23,8 @@ class Offer(Struct, frozen=True, kw_only=True):
 class Answers(Struct, frozen=True, kw_only=True):
     """Answers about one row: `offers` to try, the row with the `fewest` GPUs that fits (None when
     there is none), what runs out first (`breaks`) when `grows` grows ("" for the plan as it is),
-    and the lengths up to which the rest of the model outweighs attention (None for any length)."""
+    and the lengths up to which the rest of the model outweighs attention (None for any length).
+    `again` are flags of offers that the command had already: theirs stand in place of those."""
 
     row: Row
     offers: Sequence[Offer]
@@ -32,6 +33,7 @@ class Answers(Struct, frozen=True, kw_only=True):
     grows: str = ""
     attention_crossover_tokens: float | None = None
     kv_crossover_tokens: float | None = None
+    again: Sequence[str] = ()
 
 
 def answers_of(row: Row, flags: Callable[[Row], str]) -> Answers:

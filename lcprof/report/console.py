@@ -493,6 +493,8 @@ def _tries(answers: Answers, label: str, width: int) -> list[RenderableType]:
         else:
             lines += [Text(continued(flag, width), style="cyan"), Text(2 * INDENT + result)]
     head = f"Try, in place of {label}" if label else "Try"
+    if answers.again:
+        head += f" (each {' or '.join(answers.again)} instead of the one given)"
     return ["", Text(head, style="bold"), *lines]
 
 
