@@ -297,10 +297,11 @@ def _work(row: Row) -> list[RenderableType]:
     grid.add_column("")
     attention = estimate.prefill_attention_flops
     share = attention / estimate.prefill_flops if estimate.prefill_flops else 0.0
+    scores = estimate.naive_score_bytes_per_layer
     grid.add_row(
         f"{INDENT}prefill, one request",
         show_count(estimate.prefill_flops, "FLOP"),
-        f"{share:.0%} of it attention",
+        f"{share:.0%} of it {'attention' if scores else 'recurrence'}",
     )
     read = show_bytes(estimate.decode_step_read_bytes_per_gpu)
     grid.add_row(
@@ -308,13 +309,14 @@ def _work(row: Row) -> list[RenderableType]:
         show_count(estimate.decode_step_flops, "FLOP"),
         f"reads {read} per GPU",
     )
-    grid.add_row("Prefill attention", "", "T x T scores")
-    grid.add_row(f"{INDENT}FlashAttention", show_count(attention, "FLOP"), "never in memory")
-    grid.add_row(
-        f"{INDENT}naive",
-        show_count(estimate.naive_prefill_attention_flops, "FLOP"),
-        f"{show_bytes(estimate.naive_score_bytes_per_layer)} per layer",
-    )
+    if scores:
+        grid.add_row("Prefill attention", "", "T x T scores")
+        grid.add_row(f"{INDENT}FlashAttention", show_count(attention, "FLOP"), "never in memory")
+        grid.add_row(
+            f"{INDENT}naive",
+            show_count(estimate.naive_prefill_attention_flops, "FLOP"),
+            f"{show_bytes(scores)} per layer",
+        )
     if estimate.prefill_reexpansion_flops:
         grid.add_row(
             f"{INDENT}MLA latents again",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -248,3 +250,16 @@ def test_characters_an_encoding_lacks_get_a_stand_in() -> None:
     assert encodable("3 × 4 · 5 µs █▓ 漢", "ascii") == "3 x 4 * 5 us #= ?"
     assert encodable("3 × 4 █", "latin-1") == "3 × 4 #"
     assert printable("a\u202eb\tc") == "a?b?c"
+
+
+def test_a_model_without_attention_has_none_on_its_page(tmp_path: Path) -> None:
+    config = {
+        "model_type": "mamba2", "hidden_size": 4096, "num_hidden_layers": 64, "state_size": 128,
+        "num_heads": 128, "head_dim": 64, "n_groups": 8, "expand": 2, "conv_kernel": 4,
+        "vocab_size": 32768, "tie_word_embeddings": False,
+    }  # fmt: skip
+    path = tmp_path / "mamba.json"
+    path.write_text(json.dumps(config))
+    text = page(plan(model=str(path)))
+    assert "of it recurrence" in text
+    assert "FlashAttention" not in text
