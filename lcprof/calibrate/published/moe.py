@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msgspec.structs import asdict
+
 from lcprof.calibrate.published import (
     AICONFIGURATOR,
     DEVICES,
@@ -54,25 +56,18 @@ def batches(frame: DataFrame) -> Batches:
         weight, compute = STORAGE[dtype]
         backend = "cutlass" if "cutlass" in kernel else "triton"
         part = frame.iloc[rows]
-
-        def routed(name: str, rows: object = rows) -> np.ndarray:
-            return np.array([getattr(spread[row], name) for row in rows])  # type: ignore[attr-defined]  # rows are positions
-
+        fallen = [asdict(spread[row]) for row in rows]
+        routed = {name: np.array([each[name] for each in fallen]) for name in fallen[0]}
         call = MoeCall(
             tokens=column(part, "num_tokens"),
             top_k=column(part, "topk"),
             hidden=column(part, "hidden_size"),
             inter=column(part, "inter_size") / column(part, "moe_tp_size"),
-            assignments=routed("assignments"),
-            touched=routed("touched"),
-            tiles_16=routed("tiles_16"),
-            tiles_64=routed("tiles_64"),
-            tiles_128=routed("tiles_128"),
-            filled_128=routed("filled_128"),
             weight_bytes=weight,
             expert_parallel=(column(part, "moe_ep_size") > 1) * 1.0,
             compute=compute,
             kernel="wide" if dtype == "fp8" and backend == "cutlass" else "best",
+            **routed,
         )
         found.append(
             Batch(

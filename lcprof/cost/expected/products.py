@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from msgspec.structs import asdict
+
 from lcprof import num
 from lcprof.cost.expected.kernels import experts, product
 from lcprof.cost.expected.task import Task
@@ -107,14 +109,9 @@ def expert_task(ffn: FeedForward, deployment: Deployment, tokens: Num) -> Task:
         top_k=float(ffn.experts_per_token),
         hidden=float(first.inputs),
         inter=inter,
-        assignments=routing.assignments,
-        touched=routing.touched,
-        tiles_16=routing.tiles_16,
-        tiles_64=routing.tiles_64,
-        tiles_128=routing.tiles_128,
-        filled_128=routing.filled_128,
         weight_bytes=how.weight_bytes,
         expert_parallel=float(deployment.ep > 1),
         compute=how.compute,
+        **asdict(routing),
     )
     return Task(operation="experts", family=MOE, variants=how.variants, call=call)

@@ -69,9 +69,9 @@ def random_routing(assignments: Any, touched: Any) -> Routing:
     )
 
 
-class MoeCall(Struct, frozen=True, kw_only=True):
+class MoeCall(Routing, frozen=True, kw_only=True):
     """The routed experts of one layer on one GPU. `tokens` are those before routing, `hidden` the
-    model's width, `inter` this GPU's part of an expert's width; the other fields are `Routing`'s.
+    model's width, `inter` this GPU's part of an expert's width.
     `expert_parallel` is 1 where other GPUs hold some of the experts, else 0. `kernel` is "best"
     (tiles of the rows that suit) or "wide" (tiles of 128 rows only)."""
 
@@ -79,12 +79,6 @@ class MoeCall(Struct, frozen=True, kw_only=True):
     top_k: Any
     hidden: Any
     inter: Any
-    assignments: Any
-    touched: Any
-    tiles_16: Any
-    tiles_64: Any
-    tiles_128: Any
-    filled_128: Any
     weight_bytes: float
     expert_parallel: Any = 0.0
     compute: str = "bf16"
