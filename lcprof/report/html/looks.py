@@ -63,6 +63,9 @@ CONFIG: dict[str, Any] = {
     },
 }
 
+NARROW_NAME = 12
+"""Letters of a name of which three fit side by side on a phone."""
+
 
 def tips(*names: str) -> list[Any]:
     """A tooltip of raw values under their columns' names; the page words both."""
@@ -144,8 +147,13 @@ def coloured(field: str, domain: Sequence[str], colours: Sequence[str], wide: bo
         scale=alt.Scale(
             domain=list(domain), range=[c for c, _ in zip(cycle(colours), domain, strict=False)]
         ),
-        legend=alt.Legend(title=None, columns=1 if wide else 3),
+        legend=alt.Legend(title=None, columns=1 if wide else _columns(domain)),
     )
+
+
+def _columns(domain: Sequence[str]) -> int:
+    """How many names of a legend stand side by side on a phone."""
+    return 3 if max(map(len, domain), default=0) <= NARROW_NAME else 2
 
 
 def shaped(field: str, domain: Sequence[str]) -> Any:
@@ -157,7 +165,7 @@ def shaped(field: str, domain: Sequence[str]) -> Any:
         field=field,
         type="nominal",
         scale=alt.Scale(domain=list(domain), range=shapes),
-        legend=alt.Legend(title=None, columns=3),
+        legend=alt.Legend(title=None, columns=_columns(domain)),
     )
 
 
