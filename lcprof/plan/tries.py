@@ -50,10 +50,12 @@ def tries(row: Row) -> list[Try]:
     return chosen
 
 
-def fewest_gpus(case: Case) -> Row | None:
+def fewest_gpus(case: Case, least_tp: int = 1) -> Row | None:
     """The row with the fewest GPUs that fits the case, of the same type, over every layout of
     `TENSOR_DEGREES` and up to a pipeline stage a layer, decode-context parallel where KV heads
-    would be copied; of as many GPUs the most tensor parallel one. None when none of them fits."""
+    would be copied; of as many GPUs the most tensor parallel one. `least_tp` leaves out what is
+    less tensor parallel, and slower. None when none of them fits."""
+    degrees = [tp for tp in TENSOR_DEGREES if tp >= least_tp]
     model = remade(case.model, case.kv)
 
     def total_bytes(deployment: Deployment) -> float:
@@ -64,14 +66,14 @@ def fewest_gpus(case: Case) -> Row | None:
     layers = model.layers
     if not any(
         total_bytes(widest) <= capacity
-        for tp in TENSOR_DEGREES
+        for tp in degrees
         for widest in _layouts(case, tp * layers, tp)
     ):
         return None
     alone = memory(model, _laid_out(case, 1, 1), case.kv, case.workload)
     shared_bytes = alone.weights_bytes + alone.kv_bytes
     for gpus in range(max(1, math.ceil(shared_bytes / capacity)), TENSOR_DEGREES[0] * layers + 1):
-        for tp in TENSOR_DEGREES:
+        for tp in degrees:
             for deployment in _layouts(case, gpus, tp):
                 if total_bytes(deployment) <= capacity:
                     return plan_case(replace(case, deployment=deployment))
@@ -193,7 +195,7 @@ def _inside_nodes(row: Row) -> Iterator[Try]:
 def _savings(row: Row) -> Iterator[Try]:
     case, workload = row.case, row.case.workload
     yield from _inside_nodes(row)
-    fewest = fewest_gpus(case)
+    fewest = fewest_gpus(case, least_tp=min(case.deployment.tp, TENSOR_DEGREES[0]))
     if fewest is not None and fewest.case.deployment.gpus < case.deployment.gpus:
         count = fewest.case.deployment.gpus
         noun = "GPU also holds" if count == 1 else "GPUs also hold"
