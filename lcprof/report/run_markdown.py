@@ -30,7 +30,7 @@ def run_markdown(records: Sequence[Record]) -> str:
         parts += ["**Worst points**", _table(page, "points", TIMES, WORST)]
     elif page.size("points"):
         known = any(page.columns("points")["measured_over_floor"])
-        names = FLOORS if known else ("run", "point", "seconds_measured", "sustained_s")
+        names = FLOORS if known else ("run", "point", "seconds_measured", "sustained_s_measured")
         parts += ["**Points**", _table(page, "points", names, WORST)]
     if page.size("changes"):
         parts += ["**Against the first run**", _table(page, "changes", most=WORST)]

@@ -47,3 +47,12 @@ def test_what_a_record_holds_is_escaped(tmp_path: Path) -> None:
     told = run_markdown([read_record(written(tmp_path / "x", rows, gpu=text, command=(text,)))])
     assert "<b>" not in re.sub(r"(`+).*?\1", "", told)
     assert not [line for line in told.splitlines()[1:] if line.startswith("#")]
+
+
+def test_a_run_of_which_nothing_was_known_lists_its_times(tmp_path: Path) -> None:
+    got = Measured(burst_s=2e-3, sustained_s=3e-3)
+    rows = [row("a", predicted=Predicted(), measured=got)]
+    text = run_markdown([read_record(written(tmp_path / "processor", rows))])
+    points = text.partition("**Points**")[2]
+    assert "2 ms" in points
+    assert "3 ms" in points
