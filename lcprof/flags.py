@@ -217,7 +217,10 @@ def _changes(
         else:
             given.append((f"--set {shown(key.strip(), 40)[1:-1]}", key.strip(), text))
     for flag, key, text in given:
-        places[key] = flag
+        if places.setdefault(key, flag) != flag:
+            expected = f"{key} once: by {places[key]} or by {flag}"
+            faults.append(Fault(where=flag, given=shown(text), expected=expected))
+            continue
         try:
             changes.setdefault(key, []).extend(_several(key, text, flag) if key in AXES else [text])
         except InputError as error:

@@ -409,3 +409,10 @@ def test_a_lost_standard_output_is_no_traceback(redirect: str) -> None:
     )
     assert "Traceback" not in written.stderr
     assert written.returncode == (2 if "full" in redirect else 0)
+
+
+def test_a_key_is_given_by_its_flag_or_by_set(capsys: Output) -> None:
+    asked = ["plan", "--model", "llama-3.1-8b", "--gpu", "h200-sxm"]
+    assert main([*asked, "--context", "64K", "--set", "context=128K"]) == 2
+    said = capsys.readouterr().err
+    assert "--set context: given '128K'; expected context once: by --context or by" in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -110,9 +111,19 @@ def table(rows: Sequence[Row], names: Sequence[str], width: int) -> list[Rendera
         texts = [labels[name][index] for name in names] + [column[index] for column in figures]
         style = "" if row.estimate.fits else "bright_black"
         grid.add_row(*(Text(text, style=style) for text in texts))
-    if len(ordered) == len(first):
-        return [grid]
-    return [grid, Text(f"and {len(ordered) - len(first):,} more rows; --csv FILE writes all")]
+    lines: list[RenderableType] = [grid]
+    if len(ordered) > len(first):
+        more = f"and {len(ordered) - len(first):,} more rows; --csv FILE writes all"
+        lines.append(Text(more))
+    lines += [Text(note, style="dim") for note in _shortened(first, labels.get("kv", ()))]
+    return lines
+
+
+def _shortened(rows: Sequence[Row], labels: Sequence[str]) -> list[str]:
+    """How the first KV spec whose label is shorter is written out."""
+    specs = (shown("kv", case_columns(row.case)["kv"]) for row in rows)
+    short = ((label, spec) for label, spec in zip(labels, specs, strict=False) if label != spec)
+    return [f"KV in short: {label} is {spec}." for label, spec in islice(short, 1)]
 
 
 LEAST_FIGURES = 4

@@ -263,3 +263,13 @@ def test_a_model_without_attention_has_none_on_its_page(tmp_path: Path) -> None:
     text = page(plan(model=str(path)))
     assert "of it recurrence" in text
     assert "FlashAttention" not in text
+
+
+def test_a_strategy_in_short_is_written_out_once() -> None:
+    specs = ["bf16", "window:tokens=4096,sinks=4", "fp8+window:tokens=1024,sinks=4", "quest"]
+    text = " ".join(page(plan(kv=specs, gpu=["h200-sxm", "h100-sxm"])).split())
+    (short, spec) = re.findall(r"KV in short: (\S+) is (\S+)\.", text)[0]
+    assert spec in specs
+    assert len(short) < len(spec)
+    assert text.count("KV in short") == 1
+    assert "KV in short" not in page(plan(kv=["bf16", "fp8"]))
