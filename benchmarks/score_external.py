@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lcprof.calibrate.published import Batch, Table
 from lcprof.calibrate.published.requests import request_scores, score_requests
 from lcprof.calibrate.published.startup import fitted_groups, score_startup
+from lcprof.calibrate.published.table import Batch, Table
 from lcprof.calibrate.published.tables import TABLES
 from lcprof.cost.timing.ceilings import ceilings_of
 from lcprof.cost.timing.families import PARAMETERS

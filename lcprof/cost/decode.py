@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Generic
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from lcprof.cost.layer import Batch, embedding_operation, layer_operations, logits_operation
 from lcprof.cost.operation import ACTIVATION_BYTES, Operation
@@ -42,11 +43,7 @@ class Step(Struct, Generic[Num], frozen=True, kw_only=True):
         """What one pass through the pipeline takes along: engines keep `pp` batches in flight, one
         in each stage, so that none idles."""
         share: Num = ceil(self.sequences / deployment.pp)
-        return Step(
-            sequences=share,
-            context_tokens=self.context_tokens,
-            decoded_tokens=self.decoded_tokens,
-        )
+        return replace(self, sequences=share)
 
 
 def token_flops(mixer: Mixer, stream: Stream) -> float:

@@ -9,12 +9,12 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-import lcprof.catalog
+from lcprof.catalog import CATALOG
 from lcprof.errors import InputError
 from lcprof.scenario.files import place
 from lcprof.scenario.gpus import gpu_names, load_gpu
 
-PATH = Path(lcprof.catalog.__file__).parent / "accuracy.csv"
+PATH = CATALOG / "accuracy.csv"
 POOLED = "all"
 """The device and the framework of a score over all of them."""
 

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lcprof.catalog import CATALOG
 from lcprof.domain.calibration import Calibration, Fit, Parameter, Residuals
 from lcprof.errors import Fault, InputError, nearest, shown
 from lcprof.scenario.fields import given_text
 from lcprof.scenario.files import place, read_yaml
 
-FOLDER = Path(__file__).resolve().parent.parent / "catalog" / "calibrations"
+FOLDER = CATALOG / "calibrations"
 
 FOLDER_VARIABLE = "LCPROF_CALIBRATIONS"
 """The environment variable that names the user's folder."""

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from pathlib import Path
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta, Struct
 
-import lcprof.catalog
+from lcprof.catalog import CATALOG
 from lcprof.domain.engine import CONSTANTS, ENGINES, Checkpoint, Engine, EngineName, Since, Version
 from lcprof.errors import Fault, InputError, shown
 from lcprof.scenario.files import place, read_yaml
 from lcprof.units import parse_bytes
 
-FOLDER = Path(lcprof.catalog.__file__).parent / "engines"
+FOLDER = CATALOG / "engines"
 _RELEASE = re.compile(r"v?(\d{1,6}(?:\.\d{1,6}){0,3})")
 
 

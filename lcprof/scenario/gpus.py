@@ -10,6 +10,7 @@ from typing import Annotated, Any, Generic, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
+from lcprof.catalog import CATALOG
 from lcprof.domain.gpu import Gpu
 from lcprof.errors import Fault, InputError, nearest, shown
 from lcprof.scenario.fields import (
@@ -25,7 +26,7 @@ from lcprof.scenario.fields import (
 )
 from lcprof.scenario.files import place, read_yaml
 
-FOLDER = Path(__file__).resolve().parent.parent / "catalog" / "gpus"
+FOLDER = CATALOG / "gpus"
 
 T = TypeVar("T")
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from lcprof.catalog import CATALOG
 from lcprof.domain.gpu import Gpu
 from lcprof.domain.power import PowerModel
 from lcprof.errors import Fault, InputError, shown
@@ -18,7 +19,7 @@ from lcprof.scenario.fields import check_keys, convert, given_text
 from lcprof.scenario.files import place, read_yaml
 from lcprof.scenario.gpus import load_gpu
 
-FOLDER = Path(__file__).resolve().parent.parent / "catalog" / "power"
+FOLDER = CATALOG / "power"
 
 BASE = "hopper"
 """What GPUs of an architecture without a file are transported from."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lcprof.calibrate.published import (
+from lcprof.calibrate.published.table import (
     AICONFIGURATOR,
     DEVICES,
     Batch,

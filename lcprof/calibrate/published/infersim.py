@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lcprof.calibrate.published import (
+from lcprof.calibrate.published import gemm
+from lcprof.calibrate.published.attention import LONG_PROMPT_TOKENS
+from lcprof.calibrate.published.table import (
     DEVICES,
     DTYPE_BYTES,
     INFERSIM,
@@ -12,11 +14,9 @@ from lcprof.calibrate.published import (
     Batches,
     Table,
     column,
-    gemm,
     group_names,
     rows_where,
 )
-from lcprof.calibrate.published.attention import LONG_PROMPT_TOKENS
 from lcprof.cost.timing.decode_attention import DECODE_ATTENTION, DecodeAttentionCall
 from lcprof.cost.timing.decode_attention import large as much_kv
 from lcprof.cost.timing.latent import DEEPSEEK_V3

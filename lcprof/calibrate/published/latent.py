@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lcprof.calibrate.published import (
+from lcprof.calibrate.published.attention import LONG_PROMPT_TOKENS, SHORT_DTYPES
+from lcprof.calibrate.published.table import (
     AICONFIGURATOR,
     DEVICES,
     DTYPE_BYTES,
@@ -15,7 +16,6 @@ from lcprof.calibrate.published import (
     group_names,
     rows_where,
 )
-from lcprof.calibrate.published.attention import LONG_PROMPT_TOKENS, SHORT_DTYPES
 from lcprof.cost.timing import dsa_module, mla_module
 from lcprof.cost.timing.dsa_module import DSA_MODULE, DsaModuleCall
 from lcprof.cost.timing.latent import DEEPSEEK_V3, GLM_5, LatentShape

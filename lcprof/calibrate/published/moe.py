@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import asdict
 
-from lcprof.calibrate.published import (
+from lcprof.calibrate.published.routing import routing
+from lcprof.calibrate.published.table import (
     AICONFIGURATOR,
     DEVICES,
     Batch,
@@ -17,7 +18,6 @@ from lcprof.calibrate.published import (
     kin,
     rows_where,
 )
-from lcprof.calibrate.published.routing import routing
 from lcprof.cost.timing.moe import MOE, MoeCall, large
 
 if TYPE_CHECKING:

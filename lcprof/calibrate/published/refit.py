@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lcprof.calibrate.fit import Samples, fit_variant, joined
-from lcprof.calibrate.published import SPLIT, Source, Table, fit_rows, samples
+from lcprof.calibrate.published.table import SPLIT, Source, Table, fit_rows, samples
 from lcprof.cost.timing.ceilings import ceilings_of
 from lcprof.cost.timing.families import PARAMETERS
 from lcprof.domain.calibration import Calibration, Fit

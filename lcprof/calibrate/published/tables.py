@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from lcprof.calibrate.published import (
-    Table,
     attention,
     collective,
     exchange,
@@ -14,6 +13,7 @@ from lcprof.calibrate.published import (
     moe,
     vidur_mlp,
 )
+from lcprof.calibrate.published.table import Table
 
 TABLES: tuple[Table, ...] = (
     *attention.TABLES,

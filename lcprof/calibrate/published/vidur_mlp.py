@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lcprof.calibrate.published import (
+from lcprof.calibrate.published.table import (
     VIDUR,
     Batch,
     Batches,

@@ -16,13 +16,13 @@ from typing import Any, Final, NoReturn
 from msgspec import Struct
 from msgspec.structs import replace
 
-import lcprof.catalog
+from lcprof.catalog import CATALOG
 from lcprof.domain.model import ModelShape
 from lcprof.errors import InputError, nearest
 from lcprof.scenario import files
 from lcprof.scenario.models.read import read_config
 
-FOLDER: Final = Path(lcprof.catalog.__file__).parent / "models"
+FOLDER: Final = CATALOG / "models"
 _ENDINGS: Final = re.compile(r"-(instruct|it|hf|base|chat)$")
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lcprof.calibrate.published import attention, fit_rows, infersim, latent, linear, samples
+from lcprof.calibrate.published import attention, infersim, latent, linear
+from lcprof.calibrate.published.table import fit_rows, samples
 from lcprof.calibrate.published.tables import TABLES
 from lcprof.cost.timing.latent import DEEPSEEK_V3
 from lcprof.errors import InputError

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from lcprof.calibrate.published import Table, samples
+from lcprof.calibrate.published.table import Table, samples
 from lcprof.calibrate.published.tables import TABLES
 from lcprof.cost.timing.ceilings import ceilings_of
 from lcprof.cost.timing.families import PARAMETERS
