@@ -50,7 +50,6 @@ AXES: dict[str, tuple[str, str]] = {
 FILE_AXES = ("model", "gpu")
 KEPT = 40
 """Rows of a wide plan that are shown."""
-PROMPT_KEYS = ("video", "audio", "code", "text")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -263,11 +262,13 @@ def _without_other_prompt(
 ) -> dict[str, Any]:
     """The file's data without the prompt that a flag states in another way, conversion factors
     of contents included."""
+    from lcprof.scenario.schema import CONTENT_KEYS
+
     if "context" in changes:
         return {
-            key: value for key, value in data.items() if key.partition("_")[0] not in PROMPT_KEYS
+            key: value for key, value in data.items() if key.partition("_")[0] not in CONTENT_KEYS
         }
-    replaced = not changes.keys().isdisjoint(PROMPT_KEYS)
+    replaced = not changes.keys().isdisjoint(CONTENT_KEYS)
     return {key: value for key, value in data.items() if not (replaced and key == "context")}
 
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from lcprof.scenario.models.families import Family
+from lcprof.scenario.models.feedforward import is_attention_free
 from lcprof.scenario.models.keys import LAYER_LIMIT, TOKEN_LIMIT, Keys, is_whole
 from lcprof.scenario.models.layer_plan import LayerPlan
 from lcprof.scenario.models.uneven import listed_sizes, plan_blocks
@@ -156,7 +157,7 @@ def _mixers(keys: Keys, family: Family, plans: list[LayerPlan]) -> list[LayerPla
         return _gpt_neo(keys, full, listed, layers)
     if keys.has("block_configs", "_block_configs"):
         return plan_blocks(keys, layers)
-    if family.recurrence in {"mamba1", "mamba2"} and not keys.has("num_attention_heads"):
+    if is_attention_free(keys, family):
         return [recurrent] * layers
     if family.dense_width == "intermediate_size_mlp":
         return _chunked(keys, full, layers)
