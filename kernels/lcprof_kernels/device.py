@@ -6,8 +6,12 @@ import torch
 
 
 def capability_of(device: torch.device) -> tuple[int, int]:
-    """The device's compute capability; the interpreter on a CPU stands in for (8, 0)."""
-    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 0)
+    """The compute capability whose kernels suit the device: its own; for 12.x that is 8.9, whose
+    products and shared memory it has. The interpreter on a CPU stands in for (8, 0)."""
+    if device.type != "cuda":
+        return (8, 0)
+    have = torch.cuda.get_device_capability(device)
+    return have if have[0] < 12 else (8, 9)
 
 
 def multiprocessors_of(device: torch.device) -> int:
