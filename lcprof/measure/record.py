@@ -32,7 +32,15 @@ CONDITIONS = {
 }
 """What must not differ between the parts of one record."""
 
+
+class _Version(Struct, frozen=True):
+    """The number of a record's format, whatever else its first line holds."""
+
+    format: int | None = None
+
+
 _DECODER: msgspec.json.Decoder[Line] = msgspec.json.Decoder(Line)
+_VERSION = msgspec.json.Decoder(_Version)
 
 
 class Record(Struct, frozen=True, kw_only=True):
@@ -127,13 +135,14 @@ def _line(text: bytes, number: int, where: str) -> Line:
         return InputError([fault])
 
     try:
+        # Another format may lack fields, or have others: its number comes first.
+        if number == 1 and (found := _VERSION.decode(text).format) not in (None, FORMAT):
+            raise refuse(f"format {found}; this lcprof reads format {FORMAT}")
         line = _DECODER.decode(text)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise refuse(" ".join(str(error).split()) or type(error).__name__) from None
     if isinstance(line, Provenance) != (number == 1):
         raise refuse("provenance stands on the first line, and nowhere else")
-    if isinstance(line, Provenance) and line.format != FORMAT:
-        raise refuse(f"format {line.format}; this lcprof reads format {FORMAT}")
     return line
 
 

@@ -151,6 +151,11 @@ def test_a_record_without_a_whole_first_line_starts_anew(tmp_path: Path) -> None
         ('{provenance}{"line":"row","key":"a"}\n', 2, "missing"),
         ("{provenance}{row}half a ro", 3, "malformed"),
         ("{later}", 1, "format 2"),
+        (
+            '{"line":"provenance","format":9,"place":"elsewhere"}\n',
+            1,
+            "format 9; this lcprof reads",
+        ),
     ],
 )
 def test_damaged_and_foreign_records_are_refused(
