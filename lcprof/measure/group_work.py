@@ -212,16 +212,10 @@ def _prefill(shape: Dimensions, impl: str, me: _Me) -> Work:
                     v_scale=1.0,
                 )  # fmt: skip
 
-            def rounded(seen_from: Callable[[int, int], Problem] = seen_from) -> Tensor:
-                step = size if exchange == "ring" else seen
-                return merged(
-                    [naive(seen_from(start, start + step)) for start in range(0, seen, step)],
-                    dtype,
-                )
-
-            found.append(
-                tolerance(reference(seen_from(0, seen))[0], rounded()).judge(out[:, -tail:, heads])
-            )
+            step = size if exchange == "ring" else seen
+            low = [naive(seen_from(start, start + step)) for start in range(0, seen, step)]
+            budget = tolerance(reference(seen_from(0, seen))[0], merged(low, dtype))
+            found.append(budget.judge(out[:, -tail:, heads]))
         return worst(found)
 
     def run() -> Tensor:
@@ -263,17 +257,10 @@ def _decode(shape: Dimensions, impl: str, me: _Me) -> Work:
                     low_precision=low,
                 )  # fmt: skip
 
-            def rounded(
-                seen_from: Callable[[int, int, bool], tuple[Tensor, Tensor]] = seen_from,
-            ) -> Tensor:
-                starts = range(0, local * me.ranks, local)
-                return merged([seen_from(start, start + local, True) for start in starts], dtype)
-
-            found.append(
-                tolerance(seen_from(0, local * me.ranks, False)[0], rounded()).judge(
-                    out[:1, :, heads]
-                )
-            )
+            seen = local * me.ranks
+            low = [seen_from(start, start + local, True) for start in range(0, seen, local)]
+            budget = tolerance(seen_from(0, seen, False)[0], merged(low, dtype))
+            found.append(budget.judge(out[:1, :, heads]))
         return worst(found)
 
     def run() -> Tensor:
