@@ -17,9 +17,9 @@ HALF_STEP = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}
 TAIL = 2.0
 """How much further the largest error may go than the root mean square.
 
-The largest of some thousand errors is one draw from a tail, in the low-precision version as in the
-kernel: between two right backward passes of few keys it differs by up to 2.3, while the root mean
-square stays within 1.6. So the latter judges; the former catches a single wrong element.
+The largest of many errors is one draw from a tail, in the low-precision version as in the kernel:
+two right backward passes of few keys may differ in it by more than the factor, while their root
+mean squares are alike. So the latter judges; the former catches a single wrong element.
 """
 
 

@@ -78,7 +78,7 @@ def test_expanded_latents() -> None:
 
 
 def test_pytorchs_flash_splits_few_sequences_only() -> None:
-    """Its two kernels are 40 % apart; 0.8 of two tiles for each of 132 SMs are 211.2."""
+    """Its two kernels have rates of their own; 0.8 of two tiles for each of 132 SMs are 211.2."""
     plain = DENSE | {"layout": "contiguous", "page_tokens": 0}
     few = call("decode_attention", plain | {"batch": 26}, "flash")  # 26 x 8 heads
     many = call("decode_attention", plain | {"batch": 27}, "flash")
